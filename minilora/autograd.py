@@ -1,0 +1,480 @@
+"""Reverse-mode automatic differentiation: a Tensor remembers how it was made, and `backward` walks back.
+
+Every operation returns a Tensor that holds its result and, where a gradient will be wanted, a node of
+the graph: the nodes of its parents and one function, `backward`, which takes the gradient of the loss
+with respect to the result and returns the gradients with respect to the parents, in their order. A
+node holds arrays, never Tensors, and only those that its own backward needs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .backend import empty, to_numpy, xp
+
+Array = Any  # numpy.ndarray, or cupy.ndarray on a GPU
+Backward = Callable[[Array], tuple["Array | None", ...]]
+
+
+# ---- the tape ----------------------------------------------------------------------------------------
+
+
+class _Mode(threading.local):
+    recording = True
+
+
+_mode = _Mode()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within this context nothing is recorded, in this thread: for evaluation and sampling."""
+    before, _mode.recording = _mode.recording, False
+    try:
+        yield
+    finally:
+        _mode.recording = before
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether an operation on these tensors will be recorded, so that saving arrays for it pays."""
+    return _mode.recording and any(tensor.requires_grad for tensor in tensors)
+
+
+class Node:
+    """One recorded operation. A parent is a Node, a leaf Tensor, or None where no gradient is needed."""
+
+    __slots__ = ("backward", "parents")
+
+    def __init__(self, parents: tuple[Node | Tensor | None, ...], backward: Backward) -> None:
+        self.parents = parents
+        self.backward: Backward | None = backward
+
+
+def record(data: Array, parents: Sequence[Tensor], backward: Backward) -> Tensor:
+    """The result of an operation as a Tensor, with its node where some parent wants a gradient.
+
+    `backward(g)` returns one array, or None, for each parent. An array it returns is new, or `g`, or
+    a view of `g`; never a saved one, and never the same one twice (except `g`).
+    """
+    out = Tensor.__new__(Tensor)
+    out._data = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
+    out.grad = None
+    out._requires_grad = needs_grad(*parents)
+    out._node = None
+    if out._requires_grad:
+        entries = tuple((p._node or p) if p._requires_grad else None for p in parents)
+        out._node = Node(entries, backward)
+    return out
+
+
+def _walk_order(root: Node | Tensor) -> list[Node | Tensor]:
+    """Every node below `root`, each before its parents: so all of its gradient has arrived.
+
+    Without recursion, so that a chain of any length works.
+    """
+    children: dict[Node | Tensor, int] = {root: 0}  # how many nodes still send a gradient here
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Tensor):
+            continue
+        if node.backward is None:
+            raise ValueError(
+                "This graph was already walked by backward() and its arrays were let go: compute the loss "
+                "again, or call backward(retain_graph=True) the first time."
+            )
+        for parent in node.parents:
+            if parent is not None:
+                if parent not in children:
+                    children[parent] = 0
+                    stack.append(parent)
+                children[parent] += 1
+    order: list[Node | Tensor] = []
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        if not isinstance(node, Tensor):
+            for parent in node.parents:
+                if parent is not None:
+                    children[parent] -= 1
+                    if children[parent] == 0:
+                        ready.append(parent)
+    return order
+
+
+def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
+    pending: dict[Node | Tensor, Array] = {root: seed}
+    ours: set[Node | Tensor] = set()  # whose pending array nobody else holds, so that adding in place is safe
+    leaves: list[Tensor] = []
+    for node in _walk_order(root):
+        if isinstance(node, Tensor):
+            leaves.append(node)
+            continue
+        g = pending.pop(node)
+        assert node.backward is not None
+        for parent, gradient in zip(node.parents, node.backward(g), strict=True):
+            if parent is None:
+                continue
+            assert gradient is not None
+            if parent not in pending:
+                pending[parent] = gradient
+                if gradient is not g and not xp.may_share_memory(gradient, g):
+                    ours.add(parent)
+            elif parent in ours:
+                pending[parent] += gradient
+            else:
+                pending[parent] = pending[parent] + gradient
+                ours.add(parent)
+        if not retain_graph:
+            node.backward, node.parents = None, ()
+    # Leaves last: if a backward raises, no gradient has changed.
+    for leaf in leaves:
+        g = pending.pop(leaf)
+        if leaf.grad is not None:
+            leaf.grad += g
+        elif leaf in ours and g.dtype == leaf.dtype:
+            leaf.grad = xp.asarray(g)
+        else:
+            leaf.grad = xp.array(g, dtype=leaf.dtype)  # a copy: no two tensors share a gradient
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """Undo broadcasting: sum the gradient over the axes along which a parent of `shape` was repeated."""
+    if g.shape == shape:
+        return g
+    lead = g.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1
+    )
+    return xp.sum(g, axis=axes, keepdims=True).reshape(shape)
+
+
+def scatter_rows(rows: Array, ids: Array, count: int) -> Array:
+    """(N, D) rows, (N,) ids -> (count, D): each row added to the row its id names.
+
+    Sorted, then summed run by run: four times as fast as `add.at`, and always in the same order.
+    """
+    out = xp.zeros((count, rows.shape[1]), dtype=rows.dtype)
+    if ids.size:
+        order = xp.argsort(ids, kind="stable")
+        ids = ids[order]
+        first = xp.concatenate((xp.ones(1, dtype=bool), ids[1:] != ids[:-1]))
+        starts = xp.flatnonzero(first)
+        out[ids[starts]] = xp.add.reduceat(rows[order], starts, axis=0)
+    return out
+
+
+# ---- the tensor --------------------------------------------------------------------------------------
+
+
+class Tensor:
+    """An array and, with `requires_grad`, the gradient that `backward` leaves in `.grad`.
+
+    `data` is an array, which keeps its dtype, or Python numbers, which become float32. Only floats may
+    require gradients. `.grad` is None or an array like `.data`; it adds up over calls of `backward`.
+    Raises `TypeError` for data that is not numbers.
+    """
+
+    __slots__ = ("_data", "_node", "_requires_grad", "grad")
+    __array_ufunc__ = None  # lets `numpy_array * tensor` reach our __rmul__
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self._data = _as_array(data)
+        self.grad: Array | None = None
+        self._node: Node | None = None
+        self._requires_grad = False
+        self.requires_grad = requires_grad
+
+    # -- what it holds
+
+    @property
+    def data(self) -> Array:
+        """The array itself. Assigning needs the same shape and dtype; writing into it is allowed."""
+        return self._data
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        if not isinstance(array, xp.ndarray):
+            raise TypeError(f".data takes an array like the one it replaces, not {type(array).__name__}.")
+        if array.shape != self._data.shape or array.dtype != self._data.dtype:
+            raise ValueError(
+                f".data has shape {self._data.shape} and dtype {self._data.dtype}; "
+                f"it cannot be replaced by shape {array.shape} and dtype {array.dtype}."
+            )
+        self._data = array
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for this tensor, or through it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and self._data.dtype.kind != "f":
+            raise TypeError(f"Only floats may require gradients; this tensor holds {self._data.dtype}.")
+        if self._node is not None:
+            raise ValueError("requires_grad belongs to leaves; this tensor is a result: detach() it first.")
+        self._requires_grad = bool(value)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self._data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self._data.ndim
+
+    @property
+    def size(self) -> int:
+        return self._data.size
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self._requires_grad else ""
+        return f"Tensor({to_numpy(self._data)}, dtype={self.dtype}{grad})"
+
+    def item(self) -> float:
+        """The one number of a tensor of size 1."""
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one number; this tensor has shape {self.shape}.")
+        return self._data.item()
+
+    def numpy(self) -> np.ndarray:
+        """A NumPy copy, which later steps never change."""
+        return to_numpy(self._data).copy()
+
+    def detach(self) -> Tensor:
+        """The same data as a leaf that needs no gradient."""
+        return Tensor(self._data)
+
+    def backward(self, retain_graph: bool = False) -> None:
+        """Add d(self)/d(leaf) to the `.grad` of every leaf that requires it.
+
+        The graph is let go while it is walked, unless `retain_graph`. Raises `ValueError` where this is
+        not one number, where nothing requires a gradient, or where the graph was walked before; then
+        no `.grad` has changed.
+        """
+        if self.size != 1:
+            raise ValueError(
+                f"backward() starts from one number; this tensor has shape {self.shape}: "
+                "reduce it first with .sum() or .mean()."
+            )
+        if not self._requires_grad:
+            raise ValueError(
+                "backward() found nothing that requires a gradient: pass requires_grad=True to a Tensor, "
+                "and compute outside no_grad()."
+            )
+        _backward(self._node or self, xp.ones_like(self._data), retain_graph)
+
+    # -- arithmetic; the rest follows from these four
+
+    def __add__(self, other: Any) -> Tensor:
+        a, b = self, as_tensor(other, self)
+
+        def backward(g: Array) -> tuple[Array, Array]:
+            return unbroadcast(g, a_shape), unbroadcast(g, b_shape)
+
+        a_shape, b_shape = a.shape, b.shape
+        return record(_elementwise(xp.add, a._data, b._data), (a, b), backward)
+
+    def __mul__(self, other: Any) -> Tensor:
+        a, b = self, as_tensor(other, self)
+        a_shape, b_shape = a.shape, b.shape
+        saved_a = a._data if b.requires_grad else None
+        saved_b = b._data if a.requires_grad else None
+
+        def backward(g: Array) -> tuple[Array | None, Array | None]:
+            da = None if saved_b is None else unbroadcast(_elementwise(xp.multiply, g, saved_b), a_shape)
+            db = None if saved_a is None else unbroadcast(_elementwise(xp.multiply, g, saved_a), b_shape)
+            return da, db
+
+        return record(_elementwise(xp.multiply, a._data, b._data), (a, b), backward)
+
+    def __pow__(self, exponent: float) -> Tensor:
+        if not isinstance(exponent, (int, float)):
+            raise TypeError(f"A tensor is raised to a Python number, not to {type(exponent).__name__}.")
+        x = self._data
+
+        def backward(g: Array) -> tuple[Array]:
+            # d(xᵖ)/dx = p xᵖ⁻¹; for p = 0 it is 0, at x = 0 too
+            return (g * (exponent * x ** (exponent - 1)) if exponent != 0 else xp.zeros_like(x),)
+
+        return record(x**exponent, (self,), backward)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        """`(..., n, k) @ (..., k, m) -> (..., n, m)`, leading axes broadcast; 1-D as in NumPy."""
+        a, b = self, as_tensor(other, self)
+        if a.ndim == 0 or b.ndim == 0:
+            raise ValueError("@ needs at least one axis on both sides; use * to multiply by a number.")
+        # 1-D operands become a row on the left, a column on the right, and lose that axis again.
+        if a.ndim == 1:
+            return (a.reshape(1, -1) @ b)._drop_axis(-2 if b.ndim > 1 else -1)
+        if b.ndim == 1:
+            return (a @ b.reshape(-1, 1))._drop_axis(-1)
+        a_shape, b_shape = a.shape, b.shape
+        saved_a = a._data if b.requires_grad else None
+        saved_b = b._data if a.requires_grad else None
+
+        def backward(g: Array) -> tuple[Array | None, Array | None]:
+            # dA = G Bᵀ, dB = Aᵀ G
+            da = None if saved_b is None else unbroadcast(g @ saved_b.swapaxes(-1, -2), a_shape)
+            db = None if saved_a is None else unbroadcast(saved_a.swapaxes(-1, -2) @ g, b_shape)
+            return da, db
+
+        return record(a._data @ b._data, (a, b), backward)
+
+    def __neg__(self) -> Tensor:
+        return self * -1
+
+    def __sub__(self, other: Any) -> Tensor:  # self - other
+        return self + -as_tensor(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:  # self / other
+        return self * as_tensor(other, self) ** -1
+
+    def __radd__(self, other: Any) -> Tensor:  # other + self
+        return self + other
+
+    def __rmul__(self, other: Any) -> Tensor:  # other * self
+        return self * other
+
+    def __rsub__(self, other: Any) -> Tensor:  # other - self
+        return as_tensor(other, self) - self
+
+    def __rtruediv__(self, other: Any) -> Tensor:  # other / self
+        return as_tensor(other, self) / self
+
+    def __rmatmul__(self, other: Any) -> Tensor:  # other @ self
+        return as_tensor(other, self) @ self
+
+    # -- reductions
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        shape = self.shape
+
+        def backward(g: Array) -> tuple[Array]:
+            return (xp.broadcast_to(_restore_axes(g, shape, axis, keepdims), shape),)
+
+        return record(self._data.sum(axis=axis, keepdims=keepdims), (self,), backward)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        total = self.sum(axis, keepdims)
+        if self.size == 0:
+            raise ValueError(f"The mean of no numbers is not defined; this tensor has shape {self.shape}.")
+        return total * (total.size / self.size)
+
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        """The largest entries; equal ones share the gradient evenly."""
+        x, shape = self._data, self.shape
+        top = x.max(axis=axis, keepdims=keepdims)
+
+        def backward(g: Array) -> tuple[Array]:
+            winners = x == _restore_axes(top, shape, axis, keepdims)
+            share = winners / winners.sum(axis=axis, keepdims=True)
+            return ((_restore_axes(g, shape, axis, keepdims) * share).astype(x.dtype),)
+
+        return record(top, (self,), backward)
+
+    # -- shape
+
+    def reshape(self, *shape: Any) -> Tensor:
+        old = self.shape
+
+        def backward(g: Array) -> tuple[Array]:
+            return (g.reshape(old),)
+
+        return record(self._data.reshape(*shape), (self,), backward)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        """The axes in the given order, or reversed where none is given."""
+        if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
+            axes = tuple(axes[0])
+        order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
+        back = tuple(order.index(axis) for axis in range(self.ndim)) if self._requires_grad else ()
+
+        def backward(g: Array) -> tuple[Array]:
+            return (g.transpose(back),)
+
+        return record(self._data.transpose(order), (self,), backward)
+
+    def _drop_axis(self, axis: int) -> Tensor:
+        axis %= self.ndim
+        return self.reshape(self.shape[:axis] + self.shape[axis + 1 :])
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Slices, integers, integer arrays and masks, as in NumPy. An entry taken twice gets both gradients."""
+        shape, dtype, x = self.shape, self.dtype, self._data
+        if isinstance(index, Tensor):
+            index = index._data
+
+        def backward(g: Array) -> tuple[Array]:
+            if _is_basic(index):
+                dx = xp.zeros(shape, dtype=dtype)
+                dx[index] = g
+                return (dx,)
+            positions = xp.arange(int(np.prod(shape))).reshape(shape)[index]
+            return (scatter_rows(g.reshape(-1, 1), positions.reshape(-1), int(np.prod(shape))).reshape(shape),)
+
+        return record(x[index], (self,), backward)
+
+
+def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
+    """A Tensor as it is, an array as a Tensor, a number as a Tensor of the dtype of `like`."""
+    if isinstance(value, Tensor):
+        return value
+    if like is not None and isinstance(value, (int, float, np.number)) and like.dtype.kind == "f":
+        return Tensor(xp.asarray(value, dtype=like.dtype))
+    return Tensor(value)
+
+
+def _as_array(data: Any) -> Array:
+    if isinstance(data, Tensor):
+        raise TypeError("This is a Tensor already; use it as it is, or its detach().")
+    if isinstance(data, xp.ndarray):
+        array = data
+    else:
+        host = np.asarray(data)
+        if host.dtype.kind not in "fiub":
+            raise TypeError(
+                f"A Tensor holds numbers: an array, or (nested) Python numbers; {type(data).__name__} "
+                f"of dtype {host.dtype} is neither."
+            )
+        array = xp.asarray(host if isinstance(data, (np.ndarray, np.generic)) else host.astype(np.float32))
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"A Tensor holds real numbers, not {array.dtype}.")
+    return array
+
+
+def _elementwise(operation: Any, a: Array, b: Array) -> Array:
+    """`operation(a, b)`, its result in a block used before where that pays."""
+    if a.shape == b.shape and a.dtype == b.dtype:
+        return operation(a, b, out=empty(a.shape, a.dtype))
+    return operation(a, b)
+
+
+def _restore_axes(g: Array, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Array:
+    """Put back, with length 1, the axes that a reduction removed."""
+    if keepdims:
+        return g
+    axes = range(len(shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    reduced = {a % len(shape) for a in axes}
+    return g.reshape(tuple(1 if i in reduced else n for i, n in enumerate(shape)))
+
+
+def _is_basic(index: Any) -> bool:
+    """Whether an index can name no entry twice: integers, slices, None and ... only."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or isinstance(p, (int, np.integer, slice)) for p in parts)

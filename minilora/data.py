@@ -1,0 +1,130 @@
+"""Text as numbers: a vocabulary of characters, a fixed held-out split, seeded batches.
+
+Letters: B batch · T time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+Batch = tuple[np.ndarray, np.ndarray]  # ids (B, T) and targets (B, T)
+
+
+class Vocabulary:
+    """Characters, each with an id: its place in `characters`. Raises `ValueError` for none or repeated ones."""
+
+    def __init__(self, characters: str) -> None:
+        if not characters or len(set(characters)) != len(characters):
+            raise ValueError("A vocabulary needs at least one character, and each only once.")
+        self.characters = characters
+        self._ids = {character: i for i, character in enumerate(characters)}
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str) -> np.ndarray:
+        """(len(text),) ids. Raises `ValueError` naming the first character that is not in the vocabulary."""
+        try:
+            return np.fromiter((self._ids[c] for c in text), dtype=np.int64, count=len(text))
+        except KeyError as error:
+            place = text.index(error.args[0])
+            raise ValueError(
+                f"The character {error.args[0]!r} (position {place}) is not among the {len(self)} that the model "
+                "knows: remove or replace it, or pretrain a base on text that has it."
+            ) from None
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The text of a row of ids."""
+        return "".join(self.characters[i] for i in np.asarray(ids).ravel().tolist())
+
+
+PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII
+
+
+# ---- text --------------------------------------------------------------------------------------------
+
+
+def english_text() -> str:
+    """The language reference that ships with CPython, `pydoc_data.topics`: 0.5 million characters of English."""
+    topics = importlib.import_module("pydoc_data.topics").topics
+    return _printable("\n".join(topics[name] for name in sorted(topics)))
+
+
+# Large, stable modules of different kinds; all are plain Python in every CPython since 3.10.
+_SOURCES = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "pickle", "statistics", "tarfile", "typing")
+
+
+def python_source() -> str:
+    """Source code of the standard library of the Python that runs: code, for adapting a model of English."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    names = {name: folder / f"{name}.py" for name in _SOURCES}
+    names["datetime"] = folder / ("_pydatetime.py" if (folder / "_pydatetime.py").exists() else "datetime.py")
+    names["decimal"] = folder / "_pydecimal.py"
+    return _printable("\n".join(path.read_text(encoding="utf-8") for path in names.values()))
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file. Raises `ValueError` where it is missing, unreadable, empty or not text."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"The text file {path} cannot be read: {error.strerror or error}.") from None
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The file {path} is not UTF-8 text (byte {error.start} does not decode): convert it to UTF-8 first."
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"The file {path} holds zero bytes, so it is binary rather than text.")
+    if not text.strip():
+        raise ValueError(f"The text file {path} is empty: training needs some text.")
+    return text
+
+
+def _printable(text: str) -> str:
+    """Tabs as four spaces, and "?" for each of the few characters outside the 96."""
+    known = set(PRINTABLE.characters)
+    return "".join(c if c in known else "?" for c in text.expandtabs(4))
+
+
+# ---- batches -----------------------------------------------------------------------------------------
+
+
+def split(ids: np.ndarray, context_length: int, block: int = 4096, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, held-out ids): every tenth block is held out, and never trained on.
+
+    A short text is cut into smaller blocks. Raises `ValueError` where no held-out block could fill one
+    context and its next character.
+    """
+    block = min(block, len(ids) // every)
+    if block <= context_length:
+        raise ValueError(
+            f"The text has {len(ids)} characters; a context of {context_length} needs at least "
+            f"{every * (context_length + 1)}, since every {every}th block is held out: "
+            "use a longer text or a shorter context."
+        )
+    held_out = np.arange(len(ids)) // block % every == every - 1
+    return ids[~held_out], ids[held_out]
+
+
+def windows(ids: np.ndarray, B: int, T: int, rng: np.random.Generator) -> Batch:
+    """B random stretches of T characters (B, T), and the character that follows each (B, T)."""
+    starts = rng.integers(0, len(ids) - T, B)
+    stretches = ids[starts[:, None] + np.arange(T + 1)]  # (B, T + 1)
+    return stretches[:, :-1], stretches[:, 1:]
+
+
+def seeded(draw: Callable[[np.random.Generator], Batch], seed: int) -> Callable[[int], Batch]:
+    """step -> batch, each step with a generator of its own: a resumed run needs no sampler state."""
+    return lambda step: draw(np.random.default_rng([seed, step]))
+
+
+def fixed(draw: Callable[[np.random.Generator], Batch], count: int, seed: int = 2**31) -> list[Batch]:
+    """The same `count` batches every time, for evaluation."""
+    return [draw(np.random.default_rng([seed, i])) for i in range(count)]

@@ -1,0 +1,398 @@
+"""The non-linear and the fused operations, each with its hand-derived backward right beside it.
+
+Letters: B batch · T time (query positions) · S keys · D `d_model` · H heads · V vocabulary · M all leading
+axes together. In every `backward`, `g` is the gradient of the loss with respect to the result.
+
+Large results go into `empty(...)`, a block used before where one is free; `out=` and the in-place
+operators keep the number of passes over memory small. What is saved for the backward depends on who
+needs a gradient: with a frozen weight nothing is kept, or computed, for it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .autograd import Array, Tensor, as_tensor, needs_grad, record, scatter_rows
+from .backend import asarray, empty, to_numpy, xp
+
+# ---- elementwise -------------------------------------------------------------------------------------
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0); the derivative at 0 is taken as 0."""
+    x = as_tensor(x)
+    positive = x.data > 0
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g * positive,)
+
+    return record(x.data * positive, (x,), backward)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """d tanh(x)/dx = 1 - tanh²(x)."""
+    x = as_tensor(x)
+    y = xp.tanh(x.data)
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g * (1 - y * y),)
+
+    return record(y, (x,), backward)
+
+
+def exp(x: Tensor) -> Tensor:
+    """d exp(x)/dx = exp(x)."""
+    x = as_tensor(x)
+    y = xp.exp(x.data)
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g * y,)
+
+    return record(y, (x,), backward)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm; d log(x)/dx = 1/x."""
+    x = as_tensor(x)
+    saved = x.data
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g / saved,)
+
+    return record(xp.log(saved), (x,), backward)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """d √x/dx = 1/(2√x)."""
+    x = as_tensor(x)
+    y = xp.sqrt(x.data)
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g / (2 * y),)
+
+    return record(y, (x,), backward)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x · ½(1 + tanh u) with u = √(2/π)(x + 0.044715 x³), GPT-2's form of GELU.
+
+    The derivative, ½(1 + tanh u) + ½x(1 - tanh² u)u′, is computed in the forward, while everything it
+    needs is at hand: one array is kept instead of two.
+    """
+    x = as_tensor(x)
+    a, c = x.data, math.sqrt(2 / math.pi)
+    square = xp.multiply(a, a, out=empty(a.shape, a.dtype))
+    t = xp.multiply(square, c * 0.044715, out=empty(a.shape, a.dtype))
+    t += c
+    t *= a  # u
+    xp.tanh(t, out=t)
+    derivative: Array = None
+    if needs_grad(x):
+        # ½x(1 - t²)u′ with u′ = c(1 + 3 · 0.044715 x²), written over x², which nobody needs any more
+        derivative = square
+        derivative *= 1.5 * c * 0.044715
+        derivative += 0.5 * c
+        derivative *= a
+        one_minus = xp.multiply(t, t, out=empty(a.shape, a.dtype))
+        xp.subtract(1, one_minus, out=one_minus)
+        derivative *= one_minus
+    t += 1
+    t *= 0.5  # ½(1 + tanh u)
+    if derivative is not None:
+        derivative += t
+    t *= a
+
+    def backward(g: Array) -> tuple[Array]:
+        return (xp.multiply(g, derivative, out=empty(g.shape, g.dtype)),)
+
+    return record(t, (x,), backward)
+
+
+def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
+    """Zero each entry with probability p and scale the others by 1/(1 - p); p = 0 changes nothing.
+
+    Raises `ValueError` unless 0 <= p < 1.
+    """
+    x = as_tensor(x)
+    if not 0 <= p < 1:
+        raise ValueError(f"The dropout probability must be at least 0 and less than 1, not {p}.")
+    if p == 0:
+        return x
+    keep = dropout_mask(x.shape, p, rng, x.dtype)
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g * keep,)
+
+    return record(x.data * keep, (x,), backward)
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dtype: Any) -> Array:
+    """0 with probability p, else 1/(1 - p); drawn on the CPU."""
+    return asarray((rng.random(shape, dtype=np.float32) >= p) / (1 - p), dtype=dtype)
+
+
+# ---- softmax and cross-entropy, over the last axis ---------------------------------------------------
+
+
+def softmax(x: Tensor) -> Tensor:
+    """y = exp(x)/Σ exp(x); dx = y(g - Σ g y)."""
+    x = as_tensor(x)
+    y = _softmax(x.data)
+
+    def backward(g: Array) -> tuple[Array]:
+        return (y * (g - (g * y).sum(axis=-1, keepdims=True)),)
+
+    return record(y, (x,), backward)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """y = x - log Σ exp(x); dx = g - exp(y) Σ g."""
+    x = as_tensor(x)
+    shifted = x.data - x.data.max(axis=-1, keepdims=True)
+    y = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+    def backward(g: Array) -> tuple[Array]:
+        return (g - xp.exp(y) * g.sum(axis=-1, keepdims=True),)
+
+    return record(y, (x,), backward)
+
+
+def _softmax(x: Array) -> Array:
+    y = xp.subtract(x, x.max(axis=-1, keepdims=True), out=empty(x.shape, x.dtype))
+    xp.exp(y, out=y)
+    y /= y.sum(axis=-1, keepdims=True)
+    return y
+
+
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
+    """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`, in nats.
+
+    logits (..., V), targets (...) integers. dlogits = (softmax - one-hot)/count, zero where ignored.
+    Raises `TypeError` for targets that are not integers, `ValueError` where the shapes differ, a target
+    is outside 0 ... V-1, or none is left to average over.
+    """
+    logits = as_tensor(logits)
+    V = logits.shape[-1]
+    host = _integers(targets, "targets").reshape(-1)
+    if np.shape(targets) != logits.shape[:-1]:
+        raise ValueError(f"Targets of shape {np.shape(targets)} do not fit logits of shape {logits.shape}.")
+    counted = host != ignore_index
+    count = int(counted.sum())
+    if count == 0:
+        raise ValueError(
+            f"The loss has no target to average over: all {host.size} are ignored ({ignore_index})."
+        )
+    _check_range(host[counted], V, "target")
+
+    # Only the rows that count are looked at: for LoRA on answers that is half of them.
+    rows = asarray(np.flatnonzero(counted))
+    target = asarray(host[counted])
+    flat = logits.data.reshape(-1, V)
+    picked = flat if count == host.size else flat[rows]  # (M, V) -> (count, V)
+    probability = xp.subtract(picked, picked.max(axis=-1, keepdims=True), out=empty(picked.shape, flat.dtype))
+    at_target = probability[xp.arange(count), target]
+    xp.exp(probability, out=probability)
+    total = probability.sum(axis=-1)
+    loss = (xp.log(total) - at_target).sum() / count
+    shape = logits.shape
+
+    def backward(g: Array) -> tuple[Array]:
+        scale = g / count
+        d = xp.multiply(probability, (scale / total)[:, None], out=empty(probability.shape, flat.dtype))
+        d[xp.arange(count), target] -= scale
+        if count < host.size:
+            picked, d = d, xp.zeros(flat_shape, dtype=d.dtype)
+            d[rows] = picked
+        return (d.reshape(shape),)
+
+    flat_shape = flat.shape
+    return record(xp.asarray(loss, dtype=flat.dtype), (logits,), backward)
+
+
+# ---- layers ------------------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x Wᵀ + b: x (..., in), weight (out, in), bias (out,) -> (..., out).
+
+    dx = g W, dW = gᵀ x, db = Σ g. Raises `ValueError` where the shapes do not fit.
+    """
+    x = as_tensor(x)
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear() needs x (..., in) and weight (out, in); these are {x.shape} and {weight.shape}."
+        )
+    parents = (x, weight) if bias is None else (x, weight, bias)
+    rows = x.data.reshape(-1, x.shape[-1])  # (..., in) -> (M, in)
+    y = matmul(rows, weight.data.T)  # (M, in) @ (in, out) -> (M, out)
+    if bias is not None:
+        y += bias.data
+    shape = x.shape
+    saved_rows = rows if weight.requires_grad else None
+    saved_weight = weight.data if x.requires_grad else None
+    bias_needs_grad = bias is not None and bias.requires_grad
+
+    def backward(g: Array) -> tuple[Array | None, ...]:
+        g = g.reshape(-1, g.shape[-1])  # (..., out) -> (M, out)
+        dx = None if saved_weight is None else matmul(g, saved_weight).reshape(shape)
+        dw = None if saved_rows is None else matmul(g.T, saved_rows)  # (out, M) @ (M, in) -> (out, in)
+        db = sum_rows(g) if bias_needs_grad else None
+        return (dx, dw, db)[: len(parents)]
+
+    return record(y.reshape(*shape[:-1], y.shape[-1]), parents, backward)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """y = x̂ w + b with x̂ = (x - mean)/√(var + ε), over the last axis; weight and bias (D,).
+
+    dx = (h - mean(h) - x̂ mean(h x̂))/√(var + ε) with h = g w; dw = Σ g x̂; db = Σ g.
+    Raises `ValueError` where the shapes do not fit.
+    """
+    x = as_tensor(x)
+    D = x.shape[-1] if x.ndim else 0
+    if weight.shape != (D,) or bias.shape != (D,):
+        raise ValueError(
+            f"layer_norm() needs x (..., D), weight (D,) and bias (D,); "
+            f"these are {x.shape}, {weight.shape} and {bias.shape}."
+        )
+    rows = x.data.reshape(-1, D)
+    # A product with a column of 1/D is the mean, five times as fast as mean(axis=-1).
+    x_hat = xp.subtract(rows, rows @ _column(1 / D, rows), out=empty(rows.shape, rows.dtype))
+    r_std = 1 / xp.sqrt(_row_dot(x_hat, x_hat) / D + eps)  # (M, 1)
+    x_hat *= r_std
+    y = xp.multiply(x_hat, weight.data, out=empty(rows.shape, rows.dtype))
+    y += bias.data
+    shape, w = x.shape, weight.data
+    x_needs, w_needs, b_needs = x.requires_grad, weight.requires_grad, bias.requires_grad
+
+    def backward(g: Array) -> tuple[Array | None, ...]:
+        g = g.reshape(-1, D)
+        dx = dw = None
+        if w_needs:
+            dw = xp.einsum("md,md->d", g, x_hat)
+        if x_needs:
+            dx = xp.multiply(g, w, out=empty(g.shape, g.dtype))  # h
+            mean, correlation = dx @ _column(1 / D, dx), _row_dot(dx, x_hat) / D  # (M, 1), (M, 1)
+            dx -= mean
+            dx -= xp.multiply(x_hat, correlation, out=empty(g.shape, g.dtype))
+            dx *= r_std
+            dx = dx.reshape(shape)
+        return dx, dw, sum_rows(g) if b_needs else None
+
+    return record(y.reshape(shape), (x, weight, bias), backward)
+
+
+def embedding(weight: Tensor, ids: Any) -> Tensor:
+    """Rows of weight (V, D) at integer ids (...) -> (..., D); dW adds each row's gradient to its id.
+
+    Raises `TypeError` for ids that are not integers, `ValueError` for one outside 0 ... V-1.
+    """
+    V, D = weight.shape
+    host = _integers(ids, "ids")
+    _check_range(host, V, "id")
+    flat = asarray(host.reshape(-1))
+
+    def backward(g: Array) -> tuple[Array]:
+        return (scatter_rows(g.reshape(-1, D), flat, V),)
+
+    return record(weight.data[flat].reshape(*host.shape, D), (weight,), backward)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ/√(D/H)) v, where query t sees keys 0 ... t + S - T.
+
+    q (B, H, T, D/H), k and v (B, H, S, D/H), S >= T -> (B, H, T, D/H). With P the probabilities:
+    dv = Pᵀ g, dP = g vᵀ, dScores = P(dP - Σ g·y), dq = dScores k/√(D/H), dk = dScoresᵀ q/√(D/H).
+
+    The scores are stored keys x queries, (B, H, S, T): the sums of the softmax then run along
+    contiguous rows, twice as fast. Results are laid out (B, T, H, D/H), so that merging heads is free.
+    Raises `ValueError` where the shapes do not fit.
+    """
+    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
+    if q.ndim != 4 or k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
+        raise ValueError(
+            f"causal_attention() needs q (B, H, T, D/H) and k, v (B, H, S, D/H); "
+            f"these are {q.shape}, {k.shape} and {v.shape}."
+        )
+    B, H, T, d = q.shape
+    S = k.shape[2]
+    if S < T:
+        raise ValueError(f"Each of the {T} queries needs a key at its own position; there are only {S} keys.")
+    scale = 1 / math.sqrt(d)
+    dtype = q.dtype
+    queries = xp.multiply(q.data, scale, out=_heads(B, H, T, d, dtype))
+    keys, values = k.data, v.data
+    p = xp.matmul(keys, queries.swapaxes(-1, -2), out=empty((B, H, S, T), dtype))  # (B, H, S, T)
+    p += _causal_mask(S, T, dtype)
+    p -= p.max(axis=-2, keepdims=True)
+    xp.exp(p, out=p)
+    p /= p.sum(axis=-2, keepdims=True)
+    # (B, H, T, S) @ (B, H, S, D/H) -> (B, H, T, D/H)
+    y = xp.matmul(p.swapaxes(-1, -2), values, out=_heads(B, H, T, d, dtype))
+    q_needs, k_needs, v_needs = q.requires_grad, k.requires_grad, v.requires_grad
+
+    def backward(g: Array) -> tuple[Array | None, ...]:
+        dq = dk = dv = None
+        if v_needs:
+            dv = xp.matmul(p, g, out=_heads(B, H, S, d, dtype))  # (B, H, S, T) @ (B, H, T, D/H)
+        if q_needs or k_needs:
+            ds = xp.matmul(values, g.swapaxes(-1, -2), out=empty((B, H, S, T), dtype))  # dP
+            ds -= xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :]  # Σ over keys of P dP, from its result
+            ds *= p
+            if q_needs:
+                dq = xp.matmul(ds.swapaxes(-1, -2), keys, out=_heads(B, H, T, d, dtype))
+                dq *= scale
+            if k_needs:
+                dk = xp.matmul(ds, queries, out=_heads(B, H, S, d, dtype))
+        return dq, dk, dv
+
+    return record(y, (q, k, v), backward)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """(M, k) @ (k, n) -> (M, n), into a block used before where one is free."""
+    return xp.matmul(a, b, out=empty((a.shape[0], b.shape[1]), xp.result_type(a, b)))
+
+
+def sum_rows(x: Array) -> Array:
+    """(M, D) -> (D,), as a product with ones, three times as fast as sum(axis=0)."""
+    return xp.ones(x.shape[0], dtype=x.dtype) @ x
+
+
+def _column(value: float, like: Array) -> Array:
+    return xp.full((like.shape[-1], 1), value, dtype=like.dtype)
+
+
+def _row_dot(a: Array, b: Array) -> Array:
+    return xp.einsum("md,md->m", a, b)[:, None]
+
+
+def _heads(B: int, H: int, T: int, d: int, dtype: Any) -> Array:
+    """An empty (B, H, T, d) whose memory is ordered (B, T, H, d)."""
+    return empty((B, T, H, d), dtype).transpose(0, 2, 1, 3)
+
+
+def _causal_mask(S: int, T: int, dtype: Any) -> Array:
+    """(S, T): 0 where query t sees key s <= t + S - T, else -inf."""
+    keys, queries = xp.arange(S)[:, None], xp.arange(T)[None, :]
+    return xp.where(keys <= queries + (S - T), 0.0, -xp.inf).astype(dtype)
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    """Ids or targets as a NumPy array: they are checked on the CPU, since a GPU would wrap them silently."""
+    host = to_numpy(values.data if isinstance(values, Tensor) else values)
+    if host.dtype.kind not in "iu":
+        raise TypeError(f"The {name} must be integers, not {host.dtype}.")
+    return host
+
+
+def _check_range(ids: np.ndarray, count: int, name: str) -> None:
+    if ids.size and (ids.min() < 0 or ids.max() >= count):
+        wrong = ids[(ids < 0) | (ids >= count)][0]
+        raise ValueError(f"The {name} {wrong} is outside the vocabulary of {count}: use 0 to {count - 1}.")

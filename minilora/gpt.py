@@ -1,0 +1,126 @@
+"""A decoder-only transformer in the style of GPT-2: pre-LN blocks, learned positions, biased projections.
+
+Letters: B batch · T time · D `d_model` · H heads · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import functional as F
+from .autograd import Tensor
+from .backend import to_numpy
+from .nn import Embedding, LayerNorm, Linear, Module
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT. Raises `TypeError` or `ValueError` for sizes that cannot be."""
+
+    vocab_size: int
+    context_length: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    tied_head: bool = False  # the head's weight is the token embedding's
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name} must be a whole number, not {value!r}.")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        if not isinstance(self.tied_head, bool):
+            raise TypeError(f"tied_head must be True or False, not {self.tied_head!r}.")
+        if self.d_model % self.n_heads:
+            raise ValueError(
+                f"d_model must be divisible by n_heads, so that every head gets as many dimensions; "
+                f"{self.d_model} is not divisible by {self.n_heads}."
+            )
+
+
+class Attention(Module):
+    """Causal self-attention with separate query, key, value and output projections, (D, D) each."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+        D = config.d_model
+        self.n_heads = config.n_heads
+        self.q_proj = Linear(D, D, rng=rng, dtype=dtype)
+        self.k_proj = Linear(D, D, rng=rng, dtype=dtype)
+        self.v_proj = Linear(D, D, rng=rng, dtype=dtype)
+        self.o_proj = Linear(D, D, rng=rng, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, D = x.shape
+
+        def split(y: Tensor) -> Tensor:  # (B, T, D) -> (B, H, T, D/H)
+            return y.reshape(B, T, self.n_heads, D // self.n_heads).transpose(0, 2, 1, 3)
+
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        y = F.causal_attention(q, k, v).transpose(0, 2, 1, 3).reshape(B, T, D)  # (B, H, T, D/H) -> (B, T, D)
+        return self.o_proj(y)
+
+
+class MLP(Module):
+    """D -> 4D -> D with GELU between."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+        D = config.d_model
+        self.fc_in = Linear(D, 4 * D, rng=rng, dtype=dtype)
+        self.fc_out = Linear(4 * D, D, rng=rng, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc_out(F.gelu(self.fc_in(x)))
+
+
+class Block(Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+        self.ln_1 = LayerNorm(config.d_model, dtype=dtype)
+        self.attn = Attention(config, rng, dtype)
+        self.ln_2 = LayerNorm(config.d_model, dtype=dtype)
+        self.mlp = MLP(config, rng, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(Module):
+    """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`.
+
+    Weights start as N(0, 0.02²), biases as 0, LayerNorm as 1 and 0, in training mode. With `seed=None`
+    every weight matrix is zero, for a model about to be loaded.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | None = 0, dtype: str = "float32") -> None:
+        if str(dtype) not in ("float32", "float64"):
+            raise ValueError(f'dtype must be "float32" or "float64", not {dtype!r}.')
+        rng = None if seed is None else np.random.default_rng(seed)
+        self.config = config
+        D = config.d_model
+        self.token_embedding = Embedding(config.vocab_size, D, rng=rng, dtype=dtype)
+        self.position_embedding = Embedding(config.context_length, D, rng=rng, dtype=dtype)
+        self.blocks = [Block(config, rng, dtype) for _ in range(config.n_layers)]
+        self.ln_f = LayerNorm(D, dtype=dtype)
+        self.lm_head = Linear(D, config.vocab_size, bias=False, rng=None if config.tied_head else rng, dtype=dtype)
+        if config.tied_head:
+            self.lm_head.weight = self.token_embedding.weight
+
+    def forward(self, ids: Any) -> Tensor:
+        """Raises `TypeError` for ids that are not integers, `ValueError` for a wrong shape or an unknown id."""
+        ids = to_numpy(ids.data if isinstance(ids, Tensor) else ids)
+        if ids.ndim != 2 or ids.size == 0:
+            raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
+        T, limit = ids.shape[1], self.config.context_length
+        if T > limit:
+            raise ValueError(f"The sequence has {T} positions; the context holds at most {limit}: shorten it.")
+        x = self.token_embedding(ids) + self.position_embedding.weight[:T]  # (B, T, D) + (T, D) -> (B, T, D)
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(self.ln_f(x))  # (B, T, D) -> (B, T, V)

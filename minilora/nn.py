@@ -1,0 +1,184 @@
+"""Parameters, and the modules that hold them: Linear, LayerNorm, Embedding, Dropout.
+
+Weights are stored (out, in) and drawn from an explicit `numpy.random.Generator`; with `rng=None` they
+start as zeros, for a model whose weights are about to be loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import functional as F
+from .autograd import Tensor
+from .backend import asarray, to_numpy, xp
+
+
+class Parameter(Tensor):
+    """A Tensor that a module owns and an optimizer may change."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """Something with parameters and a `forward`. Attributes that are parameters or modules are found by name."""
+
+    training = True
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return self.forward(*inputs)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no forward().")
+
+    def _children(self) -> Iterator[tuple[str, Module]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(dotted name, module) for this module, whose name is "", and all below it."""
+        yield prefix, self
+        for name, child in self._children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(dotted name, parameter), in a fixed order; one that is shared comes once, by its first name."""
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def parameters(self) -> list[Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def num_parameters(self, trainable_only: bool = False) -> int:
+        """How many numbers the parameters hold."""
+        return sum(p.size for p in self.parameters() if p.requires_grad or not trainable_only)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode, in which dropout is active; returns the module."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode; returns the module."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Name -> NumPy copy of each parameter."""
+        return {name: parameter.numpy() for name, parameter in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take every parameter from `state`, whose names and shapes must be exactly this module's.
+
+        Raises `ValueError` otherwise; then nothing has changed.
+        """
+        own = dict(self.named_parameters())
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(
+                "The weights do not belong to this model: "
+                + "; ".join(
+                    f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                    for what, names in (("it lacks", missing), ("it does not know", extra))
+                    if names
+                )
+                + "."
+            )
+        for name, parameter in own.items():
+            shape, kind = np.shape(state[name]), to_numpy(state[name]).dtype.kind
+            if shape != parameter.shape:
+                raise ValueError(f"{name} has shape {parameter.shape}; the weights given have {shape}.")
+            if kind != "f":
+                raise ValueError(f"{name} holds floats; the weights given are of kind {kind!r}.")
+        for _, module in self.named_modules():
+            module.check_loadable()
+        for name, parameter in own.items():
+            parameter.data = xp.array(asarray(state[name]), dtype=parameter.dtype)
+
+    def check_loadable(self) -> None:
+        """Raise where weights must not be loaded now; most modules always may."""
+
+
+class Linear(Module):
+    """y = x Wᵀ + b, weight (out, in), bias (out,) or None."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | None = None,
+        std: float = 0.02,
+        dtype: Any = "float32",
+    ) -> None:
+        self.weight = Parameter(gaussian((out_features, in_features), std, rng, dtype))
+        self.bias = Parameter(xp.zeros(out_features, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Module):
+    """Normalize the last axis, then scale by weight and shift by bias, both (D,)."""
+
+    def __init__(self, d: int, *, eps: float = 1e-5, dtype: Any = "float32") -> None:
+        self.weight = Parameter(xp.ones(d, dtype=dtype))
+        self.bias = Parameter(xp.zeros(d, dtype=dtype))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Embedding(Module):
+    """A row of weight (count, D) for each id."""
+
+    def __init__(
+        self,
+        count: int,
+        d: int,
+        *,
+        rng: np.random.Generator | None = None,
+        std: float = 0.02,
+        dtype: Any = "float32",
+    ) -> None:
+        self.weight = Parameter(gaussian((count, d), std, rng, dtype))
+
+    def forward(self, ids: Any) -> Tensor:
+        return F.embedding(self.weight, ids)
+
+
+class Dropout(Module):
+    """`functional.dropout` in training mode, nothing in evaluation mode."""
+
+    def __init__(self, p: float, rng: np.random.Generator) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"The dropout probability must be at least 0 and less than 1, not {p}.")
+        self.p, self.rng = p, rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.rng) if self.training else x
+
+
+def gaussian(shape: tuple[int, ...], std: float, rng: np.random.Generator | None, dtype: Any) -> Any:
+    """N(0, std²) drawn on the CPU in float64, so that every dtype and backend starts alike; zeros without rng."""
+    return xp.zeros(shape, dtype=dtype) if rng is None else asarray(rng.normal(0.0, std, shape), dtype=dtype)

@@ -1,0 +1,223 @@
+"""SGD, Adam and AdamW, learning-rate schedules, and clipping by the global norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .autograd import Array, Tensor
+from .backend import asarray, empty, to_numpy, xp
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """Parameters in groups, each with its own `lr` and other settings, as in PyTorch.
+
+    `params` is a list of parameters, or of dictionaries `{"params": [...], "lr": ...}` whose settings
+    stand for that group alone. A parameter without a gradient is left alone by `step`.
+    Raises `ValueError` where there is no parameter, or one is frozen or given twice.
+    """
+
+    slots: tuple[str, ...] = ()  # the arrays kept for each parameter
+
+    def __init__(self, params: Parameters, **defaults: float | tuple[float, float]) -> None:
+        entries = list(params)
+        grouped = bool(entries) and isinstance(entries[0], dict)
+        raw: list[dict[str, Any]] = entries if grouped else [{"params": entries}]  # type: ignore[assignment,list-item]
+        self.groups: list[dict[str, Any]] = []
+        for group in raw:
+            unknown = group.keys() - defaults.keys() - {"params"}
+            if unknown:
+                raise ValueError(
+                    f"{type(self).__name__} does not know {', '.join(sorted(unknown))}; a group has params and "
+                    f"{', '.join(defaults)}."
+                )
+            self.groups.append({**defaults, **group, "params": list(group["params"])})
+        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
+        if not self.params:
+            raise ValueError(f"{type(self).__name__} was given no parameters, so it would train nothing.")
+        for number, p in enumerate(self.params):
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{type(self).__name__} takes parameters, not {type(p).__name__} (number {number}).")
+            if not p.requires_grad:
+                raise ValueError(
+                    f"{type(self).__name__} was given a frozen parameter (number {number}, shape {p.shape}), which it "
+                    "would never change: pass only the trainable ones, such as the list that add_lora returns."
+                )
+        if len({id(p) for p in self.params}) != len(self.params):
+            raise ValueError(f"{type(self).__name__} was given the same parameter twice.")
+        for group in self.groups:
+            self._check(group)
+            group["initial_lr"] = group["lr"]  # what a schedule multiplies
+        self.steps = 0
+        self.state: dict[str, list[Array]] = {
+            slot: [xp.zeros(p.shape, dtype=p.dtype) for p in self.params] for slot in self.slots
+        }
+
+    def _check(self, group: Mapping[str, Any]) -> None:
+        for name in ("lr", "eps", "weight_decay"):
+            if name in group and not 0 <= group[name] < math.inf:
+                raise ValueError(f"{name} must be a finite number, at least 0, not {group[name]}.")
+        if not all(0 <= beta < 1 for beta in group.get("betas", ())):
+            raise ValueError(f"betas must be at least 0 and less than 1, not {group['betas']}.")
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+    def step(self) -> None:
+        """Change each parameter by its gradient. Raises `ValueError` where none has a gradient."""
+        if all(p.grad is None for p in self.params):
+            raise ValueError(
+                "No parameter of this optimizer has a gradient: call backward() first; if you did, the optimizer "
+                "was made for other parameters, before add_lora or for another model."
+            )
+        self.steps += 1
+        number = 0
+        for group in self.groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, p.grad, group, number)
+                number += 1
+
+    def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """`{"kind", "steps", "groups", "arrays"}`: settings of the groups, and a copy of every slot's arrays."""
+        return {
+            "kind": type(self).__name__,
+            "steps": self.steps,
+            "groups": [
+                {**{k: v for k, v in group.items() if k != "params"}, "count": len(group["params"])}
+                for group in self.groups
+            ],
+            "arrays": {slot: [to_numpy(a).copy() for a in arrays] for slot, arrays in self.state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of the same kind of optimizer for the same shapes, else `ValueError`."""
+        if state["kind"] != type(self).__name__:
+            raise ValueError(f"The state is of {state['kind']}; this optimizer is {type(self).__name__}.")
+        if [g["count"] for g in state["groups"]] != [len(g["params"]) for g in self.groups]:
+            raise ValueError("The state belongs to other parameter groups than this optimizer's.")
+        shapes = [p.shape for p in self.params]
+        for slot in self.slots:
+            if [a.shape for a in state["arrays"].get(slot, ())] != shapes:
+                raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
+        self.steps = int(state["steps"])
+        for group, saved in zip(self.groups, state["groups"], strict=True):
+            group.update({k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"})
+        for slot in self.slots:
+            self.state[slot] = [
+                xp.array(asarray(a), dtype=p.dtype) for a, p in zip(state["arrays"][slot], self.params, strict=True)
+            ]
+
+
+class SGD(Optimizer):
+    """θ ← θ - η g."""
+
+    def __init__(self, params: Parameters, lr: float) -> None:
+        super().__init__(params, lr=lr)
+
+    def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
+        p.data -= group["lr"] * g
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, algorithm 1): with m and v the running means of g and g²,
+
+    θ ← θ - η m̂/(√v̂ + ε),  m̂ = m/(1 - β₁ᵗ),  v̂ = v/(1 - β₂ᵗ).
+    """
+
+    slots = ("m", "v")
+
+    def __init__(
+        self, params: Parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+
+    def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
+        m, v, (beta1, beta2) = self.state["m"][number], self.state["v"][number], group["betas"]
+        t = self.steps
+        scratch = xp.multiply(g, 1 - beta1, out=empty(g.shape, m.dtype))
+        m *= beta1
+        m += scratch
+        xp.multiply(g, g, out=scratch)
+        scratch *= 1 - beta2
+        v *= beta2
+        v += scratch
+        xp.sqrt(v, out=scratch)
+        scratch *= 1 / math.sqrt(1 - beta2**t)
+        scratch += group["eps"]
+        xp.divide(m, scratch, out=scratch)
+        scratch *= group["lr"] / (1 - beta1**t)
+        p.data -= scratch
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): first θ ← (1 - η λ) θ."""
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        Optimizer.__init__(self, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
+        p.data *= 1 - group["lr"] * group["weight_decay"]
+        super()._update(p, g, group, number)
+
+
+# ---- schedules: step -> factor of the learning rate --------------------------------------------------
+
+Schedule = Callable[[int], float]
+
+
+def linear_schedule(steps: int, warmup: float = 0.0, final: float = 0.0) -> Schedule:
+    """Up from 0 over the first `warmup` share of the steps, then down in a straight line to `final`."""
+    return _schedule(steps, warmup, final, lambda progress: 1 - progress)
+
+
+def cosine_schedule(steps: int, warmup: float = 0.0, final: float = 0.0) -> Schedule:
+    """Up from 0 over the first `warmup` share of the steps, then down half a cosine to `final`."""
+    return _schedule(steps, warmup, final, lambda progress: 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _schedule(steps: int, warmup: float, final: float, decay: Callable[[float], float]) -> Schedule:
+    if steps < 1 or not 0 <= warmup < 1 or not 0 <= final <= 1:
+        raise ValueError(
+            f"A schedule needs steps >= 1, 0 <= warmup < 1 and 0 <= final <= 1, not {steps}, {warmup} and {final}."
+        )
+    rise = round(warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return final + (1 - final) * decay(min(1.0, (step - rise) / max(1, steps - rise)))
+
+    return factor
+
+
+# ---- clipping ----------------------------------------------------------------------------------------
+
+
+def clip_grad_norm(params: Sequence[Tensor], max_norm: float) -> Array:
+    """Scale all gradients so that their norm together is at most `max_norm`; returns the norm before, 0-d.
+
+    Raises `ValueError` for a `max_norm` that is not above 0.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0, not {max_norm}.")
+    gradients = [p.grad for p in params if p.grad is not None]
+    total = xp.sqrt(sum(xp.vdot(g, g) for g in gradients))
+    factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d: nothing leaves the GPU
+    for g in gradients:
+        g *= factor
+    return total

@@ -1,0 +1,109 @@
+"""Problems whose right answer is known: functions of strings, and a planted linear map.
+
+A string example is one line, `tag + s + ">" + f(s) + newline`, with s of 4 to 8 letters a to p. The model
+reads all of it and is scored on f(s) and the newline only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .data import PRINTABLE, Batch
+
+LETTERS = "abcdefghijklmnop"
+SHORTEST, LONGEST = 4, 8
+WIDTH = 2 * LONGEST + 4  # positions the model reads: tag, s, ">", f(s), and newlines up to here
+IGNORED = -100  # the target that `cross_entropy` does not count
+
+
+def _swap_pairs(s: str) -> str:
+    return "".join(s[i : i + 2][::-1] for i in range(0, len(s), 2))
+
+
+def _shift(s: str, by: int) -> str:
+    return "".join(LETTERS[(LETTERS.index(c) + by) % len(LETTERS)] for c in s)
+
+
+# name -> (tag, function); a base is pretrained on the first seven and adapted to one of the others
+TASKS: dict[str, tuple[str, Callable[[str], str]]] = {
+    "copy": ("0", lambda s: s),
+    "reverse": ("1", lambda s: s[::-1]),
+    "upper": ("2", str.upper),
+    "sort": ("3", lambda s: "".join(sorted(s))),
+    "next": ("4", lambda s: _shift(s, 1)),
+    "alternate": ("5", lambda s: "".join(c.upper() if i % 2 else c for i, c in enumerate(s))),
+    "rotate": ("6", lambda s: s[1:] + s[0]),
+    "pairs": ("7", _swap_pairs),  # swap neighbours
+    "revupper": ("8", lambda s: s[::-1].upper()),  # reverse, then upper
+    "prev": ("9", lambda s: _shift(s, -1)),  # the previous letter
+}
+PRETRAINING = ("copy", "reverse", "upper", "sort", "next", "alternate", "rotate")
+ADAPTATION = ("pairs", "revupper", "prev")
+
+
+def check_task(name: str) -> None:
+    """Raise `ValueError` for a task that does not exist."""
+    if name not in TASKS:
+        raise ValueError(f"There is no string task {name!r}; there are: {', '.join(TASKS)}.")
+
+
+def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_out: bool = False) -> Batch:
+    """ids (B, WIDTH) and targets (B, WIDTH) of examples of the tasks named, in equal shares on average.
+
+    A tenth of all strings is held out: with `held_out` only those are drawn, else never one of them.
+    """
+    for name in names:
+        check_task(name)
+    lines, answers = [], np.empty(B, dtype=np.int64)
+    for i, s in enumerate(_strings(B, rng, held_out)):
+        tag, f = TASKS[names[int(rng.integers(len(names)))]]
+        lines.append(f"{tag}{s}>{f(s)}".ljust(WIDTH + 1, "\n"))
+        answers[i] = len(s)
+    rows = PRINTABLE.encode("".join(lines)).reshape(B, WIDTH + 1)
+    targets = rows[:, 1:].copy()
+    place = np.arange(WIDTH)
+    first = answers[:, None] + 1  # where ">" is read and the first answer letter is to be said
+    targets[(place < first) | (place > first + answers[:, None])] = IGNORED
+    return rows[:, :-1], targets
+
+
+def _strings(B: int, rng: np.random.Generator, held_out: bool) -> list[str]:
+    found: list[str] = []
+    while len(found) < B:
+        letters = rng.integers(len(LETTERS), size=(2 * B, LONGEST))
+        lengths = rng.integers(SHORTEST, LONGEST + 1, size=2 * B)
+        # The split: strings whose weighted letter sum is a multiple of ten are held out.
+        inside = np.arange(LONGEST) < lengths[:, None]
+        checksum = (letters * inside * np.arange(1, LONGEST + 1)).sum(axis=1) % 10
+        for row in np.flatnonzero((checksum == 0) == held_out):
+            found.append("".join(LETTERS[c] for c in letters[row, : lengths[row]]))
+    return found[:B]
+
+
+def exact_match(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the examples whose every counted target is the likeliest token.
+
+    logits (B, T, V), targets (B, T). Equal to greedy decoding's share of exact answers: as long as
+    every token so far was right, both have read the same.
+    """
+    right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
+    return float(right.all(axis=1).mean())
+
+
+def planted(d: int, spectrum: Sequence[float] | np.ndarray, rng: np.random.Generator) -> tuple[Any, np.ndarray]:
+    """W₀ (d, d) and the planted change D (d, d), whose singular values are `spectrum`.
+
+    A student that starts at W₀ and is trained towards W₀ + D on white inputs has the loss ‖ΔW - D‖²; by
+    Eckart and Young the best ΔW of rank r leaves Σ of the squares of the singular values after the r-th.
+    Raises `ValueError` for more singular values than dimensions.
+    """
+    values = np.asarray(spectrum, dtype=np.float64)
+    if values.ndim != 1 or len(values) > d:
+        raise ValueError(f"A {d} by {d} matrix has at most {d} singular values; the spectrum has {values.shape}.")
+    left, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    right, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    k = len(values)
+    return rng.normal(0, 1 / np.sqrt(d), size=(d, d)), (left[:, :k] * values) @ right[:, :k].T
