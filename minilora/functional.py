@@ -182,9 +182,7 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     counted = host != ignore_index
     count = int(counted.sum())
     if count == 0:
-        raise ValueError(
-            f"The loss has no target to average over: all {host.size} are ignored ({ignore_index})."
-        )
+        raise ValueError(f"The loss has no target to average over: all {host.size} are ignored ({ignore_index}).")
     _check_range(host[counted], V, "target")
 
     # Only the rows that count are looked at: for LoRA on answers that is half of them.
@@ -222,9 +220,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     x = as_tensor(x)
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear() needs x (..., in) and weight (out, in); these are {x.shape} and {weight.shape}."
-        )
+        raise ValueError(f"linear() needs x (..., in) and weight (out, in); these are {x.shape} and {weight.shape}.")
     parents = (x, weight) if bias is None else (x, weight, bias)
     rows = x.data.reshape(-1, x.shape[-1])  # (..., in) -> (M, in)
     y = matmul(rows, weight.data.T)  # (M, in) @ (in, out) -> (M, out)

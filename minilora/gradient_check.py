@@ -49,8 +49,7 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
         weights = rng.normal(size=out.shape)
         (out * asarray(weights)).sum().backward()
         analytic = [
-            np.zeros(tensors[i].shape) if tensors[i].grad is None else to_numpy(tensors[i].grad).copy()
-            for i in checked
+            np.zeros(tensors[i].shape) if tensors[i].grad is None else to_numpy(tensors[i].grad).copy() for i in checked
         ]
     finally:
         for i, grad in zip(checked, before, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _tuned = False
 
 
@@ -23,7 +23,7 @@ def tune_machine() -> dict[str, Any]:
     the command line call it; `import minilora` does not.
     """
     global _tuned
-    if _tuned or os.environ.get("MINILORA_TUNE") == "0" or any(os.environ.get(v) for v in _THREAD_VARIABLES):
+    if _tuned or os.environ.get("MINILORA_TUNE") == "0" or any(os.environ.get(v) for v in THREAD_VARIABLES):
         return {}
     _tuned = True
     before = blas_threads()

@@ -25,7 +25,7 @@ class Optimizer:
     def __init__(self, params: Parameters, **defaults: float | tuple[float, float]) -> None:
         entries = list(params)
         grouped = bool(entries) and isinstance(entries[0], dict)
-        raw: list[dict[str, Any]] = entries if grouped else [{"params": entries}]  # type: ignore[assignment,list-item]
+        raw: list[dict[str, Any]] = entries if grouped else [{"params": entries}]  # type: ignore[assignment]
         self.groups: list[dict[str, Any]] = []
         for group in raw:
             unknown = group.keys() - defaults.keys() - {"params"}

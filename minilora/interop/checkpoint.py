@@ -58,7 +58,7 @@ def save_checkpoint(
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     write_atomically(path, write)
 
@@ -127,7 +127,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
             raise ValueError(header["format"])
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of minilora's ({FORMAT!r} is missing).") from error
-    weights, slots = {}, {}
+    weights: dict[str, np.ndarray] = {}
+    slots: dict[str, dict[int, np.ndarray]] = {}
     for name, array in arrays.items():
         if array.dtype.kind != "f" or not np.all(np.isfinite(array)):
             raise CheckpointError(f"{path} is damaged: {name} does not hold finite floats.")

@@ -1,0 +1,90 @@
+"""What a claim is: one statement of the paper, runs that test it, a rule, and a drawing.
+
+A claim is a module with `CLAIM = Claim(...)`. Its runs are independent: each is a dictionary (the
+configuration) given to `run`, which returns a dictionary of numbers; so they can go to any process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HOLDS = "holds"
+FAILS = "does not hold at this scale"
+NOISE = "within noise"
+ILLUSTRATION = "illustration, no verdict"
+
+Configuration = dict[str, Any]
+Result = dict[str, Any]
+Runs = Sequence[tuple[Configuration, Result]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much to run: `seeds` bases behind every stochastic number; `quick` for a first look at one."""
+
+    seeds: int = 3
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a claim came to: one line of numbers, their spread, and the verdict that the rule gives."""
+
+    measured: str
+    spread: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper. `exact` claims are equalities: one base decides them, and `--quick` may too."""
+
+    id: str
+    statement: str
+    where: str  # in the paper
+    paper: str  # what the paper reports
+    rule: str  # of the verdict, decided before any run
+    exact: bool
+    configurations: Callable[[Settings], list[Configuration]]
+    run: Callable[[Configuration], Result]
+    conclude: Callable[[Runs], Outcome]
+    draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
+
+
+# ---- rules -------------------------------------------------------------------------------------------
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 for a single value."""
+    if len(values) < 2:
+        return 0.0
+    center = mean(values)
+    return math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1))
+
+
+def at_least(values: Sequence[float], threshold: float) -> str:
+    """Whether the mean reaches a threshold: by more than two standard errors, by less, or neither."""
+    margin = 2 * deviation(values) / math.sqrt(len(values))
+    center = mean(values)
+    if not all(math.isfinite(v) for v in values):
+        return FAILS
+    if center - margin >= threshold:
+        return HOLDS
+    return FAILS if center + margin < threshold else NOISE
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict of several parts that must all hold."""
+    return next((v for v in (FAILS, NOISE) if v in verdicts), HOLDS)
+
+
+def select(runs: Runs, **wanted: Any) -> list[tuple[Configuration, Result]]:
+    """The runs whose configuration has these values."""
+    return [(c, r) for c, r in runs if all(c.get(k) == v for k, v in wanted.items())]
