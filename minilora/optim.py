@@ -130,6 +130,9 @@ class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1): with m and v the running means of g and g²,
 
     θ ← θ - η m̂/(√v̂ + ε),  m̂ = m/(1 - β₁ᵗ),  v̂ = v/(1 - β₂ᵗ).
+
+    Computed in the order of the paper's §2: θ ← θ - ηₜ m/(√v + εₜ) with ηₜ = η c/(1 - β₁ᵗ), εₜ = ε c and
+    c = √(1 - β₂ᵗ), which is one pass less.
     """
 
     slots = ("m", "v")
@@ -141,7 +144,7 @@ class Adam(Optimizer):
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         m, v, (beta1, beta2) = self.state["m"][number], self.state["v"][number], group["betas"]
-        t = self.steps
+        correction = math.sqrt(1 - beta2**self.steps)  # c
         scratch = xp.multiply(g, 1 - beta1, out=empty(g.shape, m.dtype))
         m *= beta1
         m += scratch
@@ -150,10 +153,9 @@ class Adam(Optimizer):
         v *= beta2
         v += scratch
         xp.sqrt(v, out=scratch)
-        scratch *= 1 / math.sqrt(1 - beta2**t)
-        scratch += group["eps"]
+        scratch += group["eps"] * correction
         xp.divide(m, scratch, out=scratch)
-        scratch *= group["lr"] / (1 - beta1**t)
+        scratch *= group["lr"] * correction / (1 - beta1**self.steps)
         p.data -= scratch
 
 
