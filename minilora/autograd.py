@@ -43,7 +43,11 @@ def no_grad() -> Iterator[None]:
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors will be recorded, so that saving arrays for it pays."""
-    return _mode.recording and any(tensor.requires_grad for tensor in tensors)
+    if _mode.recording:
+        for tensor in tensors:
+            if tensor._requires_grad:
+                return True
+    return False
 
 
 class Node:

@@ -102,7 +102,7 @@ _BLOCK = 64 * 1024
 
 
 def _gelu_block(x: Array, h: Array, derivative: Array | None) -> None:
-    """Write the results for one block into h and derivative."""
+    """Write x · h over h, and the derivative, for one block."""
     c, k = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
     square = x * x
     xp.multiply(square, k, out=h)
@@ -204,13 +204,13 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     probability = xp.subtract(picked, picked.max(axis=-1, keepdims=True), out=empty(picked.shape, flat.dtype))
     at_target = probability[xp.arange(count), target]
     xp.exp(probability, out=probability)
-    total = (probability @ _column(1.0, probability))[:, 0]  # a sum over V, five times as fast as sum(axis=-1)
+    total = (probability @ _column(1.0, V, flat.dtype))[:, 0]  # a sum over V, five times as fast as sum(axis=-1)
     loss = (xp.log(total) - at_target).sum() / count
     shape = logits.shape
 
     def backward(g: Array) -> tuple[Array]:
         scale = g / count
-        d = xp.multiply(probability, (scale / total)[:, None], out=empty(probability.shape, flat.dtype))
+        d = _scale_rows(probability, scale / total, out=empty(probability.shape, flat.dtype))
         d[xp.arange(count), target] -= scale
         if count < host.size:
             picked, d = d, xp.zeros(flat_shape, dtype=d.dtype)
@@ -267,9 +267,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         )
     rows = x.data.reshape(-1, D)
     # A product with a column of 1/D is the mean, five times as fast as mean(axis=-1).
-    x_hat = xp.subtract(rows, rows @ _column(1 / D, rows), out=empty(rows.shape, rows.dtype))
-    r_std = 1 / xp.sqrt(_row_dot(x_hat, x_hat) / D + eps)  # (M, 1)
-    x_hat *= r_std
+    x_hat = xp.subtract(rows, rows @ _column(1 / D, D, rows.dtype), out=empty(rows.shape, rows.dtype))
+    r_std = 1 / xp.sqrt(xp.einsum("md,md->m", x_hat, x_hat) / D + eps)  # (M,)
+    _scale_rows(x_hat, r_std, out=x_hat)
     y = xp.multiply(x_hat, weight.data, out=empty(rows.shape, rows.dtype))
     y += bias.data
     shape, w = x.shape, weight.data
@@ -279,14 +279,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         g = g.reshape(-1, D)
         dx = dw = None
         if w_needs:
-            dw = xp.einsum("md,md->d", g, x_hat)
+            dw = sum_rows(xp.multiply(g, x_hat, out=empty(g.shape, g.dtype)))
         if x_needs:
             dx = xp.multiply(g, w, out=empty(g.shape, g.dtype))  # h
-            mean, correlation = dx @ _column(1 / D, dx), _row_dot(dx, x_hat) / D  # (M, 1), (M, 1)
-            dx -= mean
-            dx -= xp.multiply(x_hat, correlation, out=empty(g.shape, g.dtype))
-            dx *= r_std
-            dx = dx.reshape(shape)
+            correlation = xp.einsum("md,md->m", dx, x_hat) / D  # mean(h x̂), (M,)
+            dx -= dx @ _column(1 / D, D, dx.dtype)
+            dx -= _scale_rows(x_hat, correlation, out=empty(g.shape, g.dtype))
+            dx = _scale_rows(dx, r_std, out=dx).reshape(shape)
         return dx, dw, sum_rows(g) if b_needs else None
 
     return record(y.reshape(shape), (x, weight, bias), backward)
@@ -314,10 +313,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q (B, H, T, D/H), k and v (B, H, S, D/H), S >= T -> (B, H, T, D/H). With P the probabilities:
     dv = Pᵀ g, dP = g vᵀ, dScores = P(dP - Σ g·y), dq = dScores k/√(D/H), dk = dScoresᵀ q/√(D/H).
 
-    The scores are stored keys x queries, so that the sums of the softmax run along contiguous rows, twice as
-    fast; and P is kept as E, not yet divided by its sum: that division is done to y and g, which are thinner.
-    Results are laid out (B, T, H, D/H), so that merging heads is free. Raises `ValueError` where the shapes
-    do not fit.
+    Queries go in blocks, and each block meets only the keys that its last query sees: half of all pairs are
+    never computed in a long sequence. The scores are stored keys x queries, with the heads next to the queries in
+    memory, so that the sums of the softmax run along long contiguous rows: three times as fast. Results are laid
+    out (B, T, H, D/H), so that merging heads is free. Raises `ValueError` where the shapes do not fit.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     if q.ndim != 4 or k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
@@ -329,37 +328,52 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     S = k.shape[2]
     if S < T:
         raise ValueError(f"Each of the {T} queries needs a key at its own position; there are only {S} keys.")
-    scale = 1 / math.sqrt(d)
-    dtype = q.dtype
+    scale, dtype = 1 / math.sqrt(d), q.dtype
     queries = xp.multiply(q.data, scale, out=_heads(B, H, T, d, dtype))
-    keys, values = k.data, v.data
-    e = xp.matmul(keys, queries.swapaxes(-1, -2), out=_heads(B, H, S, T, dtype))  # (B, H, S, T)
-    e += _causal_mask(S, T, dtype)
-    e -= e.max(axis=-2, keepdims=True)
-    xp.exp(e, out=e)
-    # (B, H, T, S) @ (B, H, S, D/H) -> (B, H, T, D/H)
-    y = xp.matmul(e.swapaxes(-1, -2), values, out=_heads(B, H, T, d, dtype))
-    total = e.sum(axis=-2)[..., None]  # (B, H, T, 1)
-    y /= total
+    keys, values, y = k.data, v.data, _heads(B, H, T, d, dtype)
+    blocks = []  # (queries, keys they see, P) of each block
+    for start in range(0, T, _QUERIES):
+        block = slice(start, min(start + _QUERIES, T))
+        seen = slice(block.stop + S - T)
+        n = block.stop - start
+        # (B, H, S, D/H) @ (B, H, D/H, T) -> (B, H, S, T)
+        p = xp.matmul(keys[:, :, seen], queries[:, :, block].swapaxes(-1, -2), out=_heads(B, H, seen.stop, n, dtype))
+        p[:, :, seen.stop - n :] += _causal_mask(n, dtype)
+        p -= p.max(axis=-2, keepdims=True)
+        xp.exp(p, out=p)
+        p *= 1 / p.sum(axis=-2, keepdims=True)
+        # (B, H, T, S) @ (B, H, S, D/H) -> (B, H, T, D/H)
+        xp.matmul(p.swapaxes(-1, -2), values[:, :, seen], out=y[:, :, block])
+        blocks.append((block, seen, p))
     q_needs, k_needs, v_needs = q.requires_grad, k.requires_grad, v.requires_grad
 
     def backward(g: Array) -> tuple[Array | None, ...]:
-        dq = dk = dv = None
-        g = xp.divide(g, total, out=_heads(B, H, T, d, dtype))
-        if v_needs:
-            dv = xp.matmul(e, g, out=_heads(B, H, S, d, dtype))  # (B, H, S, T) @ (B, H, T, D/H)
-        if q_needs or k_needs:
-            ds = xp.matmul(values, g.swapaxes(-1, -2), out=_heads(B, H, S, T, dtype))  # dP over the sum
-            ds -= xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :]  # Σ over keys of P dP, from its result
-            ds *= e
-            if q_needs:
-                dq = xp.matmul(ds.swapaxes(-1, -2), keys, out=_heads(B, H, T, d, dtype))
-                dq *= scale
-            if k_needs:
-                dk = xp.matmul(ds, queries, out=_heads(B, H, S, d, dtype))
+        dq = _heads(B, H, T, d, dtype) if q_needs else None
+        dk = _heads(B, H, S, d, dtype) if k_needs else None
+        dv = _heads(B, H, S, d, dtype) if v_needs else None
+        correlation = xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :]  # Σ over keys of P dP, from its result
+        # From the last block, which sees every key and so starts the sums over queries.
+        for block, seen, p in reversed(blocks):
+            g_block = g[:, :, block]
+            if dv is not None:
+                _add_product(dv, seen, p, g_block)  # (B, H, S, T) @ (B, H, T, D/H) -> (B, H, S, D/H)
+            if dq is None and dk is None:
+                continue
+            ds = xp.matmul(values[:, :, seen], g_block.swapaxes(-1, -2), out=_heads(B, H, *p.shape[2:], dtype))  # dP
+            ds -= correlation[..., block]
+            ds *= p
+            if dq is not None:
+                xp.matmul(ds.swapaxes(-1, -2), keys[:, :, seen], out=dq[:, :, block])
+            if dk is not None:
+                _add_product(dk, seen, ds, queries[:, :, block])
+        if dq is not None:
+            dq *= scale
         return dq, dk, dv
 
     return record(y, (q, k, v), backward)
+
+
+_QUERIES = 32  # in a block
 
 
 # ---- helpers -----------------------------------------------------------------------------------------
@@ -372,15 +386,17 @@ def matmul(a: Array, b: Array) -> Array:
 
 def sum_rows(x: Array) -> Array:
     """(M, D) -> (D,), as a product with ones, three times as fast as sum(axis=0)."""
-    return xp.ones(x.shape[0], dtype=x.dtype) @ x
+    return (_column(1.0, x.shape[0], x.dtype).T @ x)[0]
 
 
-def _column(value: float, like: Array) -> Array:
-    return xp.full((like.shape[-1], 1), value, dtype=like.dtype)
+def _column(value: float, count: int, dtype: Any) -> Array:
+    """(count, 1), each entry `value`."""
+    return xp.full((count, 1), value, dtype=dtype)
 
 
-def _row_dot(a: Array, b: Array) -> Array:
-    return xp.einsum("md,md->m", a, b)[:, None]
+def _scale_rows(x: Array, factors: Array, out: Array) -> Array:
+    """x (M, D), each row times its factor (M,)."""
+    return xp.multiply(x, factors[:, None], out=out)
 
 
 def _heads(B: int, H: int, T: int, d: int, dtype: Any) -> Array:
@@ -388,10 +404,18 @@ def _heads(B: int, H: int, T: int, d: int, dtype: Any) -> Array:
     return empty((B, T, H, d), dtype).transpose(0, 2, 1, 3)
 
 
-def _causal_mask(S: int, T: int, dtype: Any) -> Array:
-    """(S, T): 0 where query t sees key s <= t + S - T, else -inf."""
-    keys, queries = xp.arange(S)[:, None], xp.arange(T)[None, :]
-    return xp.where(keys <= queries + (S - T), 0.0, -xp.inf).astype(dtype)
+def _causal_mask(n: int, dtype: Any) -> Array:
+    """(n, n): 0 where query t, a column, sees key s <= t, else -inf."""
+    positions = xp.arange(n)
+    return xp.where(positions[:, None] <= positions, 0.0, -xp.inf).astype(dtype)
+
+
+def _add_product(total: Array, seen: slice, a: Array, b: Array) -> None:
+    """Add a @ b to total (B, H, S, D/H) over the keys seen; the first product sees all of them, and sets it."""
+    if seen.stop == total.shape[2]:
+        xp.matmul(a, b, out=total)
+    else:
+        total[:, :, seen] += xp.matmul(a, b)
 
 
 def _integers(values: Any, name: str) -> np.ndarray:

@@ -156,7 +156,8 @@ class Adam(Optimizer):
         scratch += group["eps"] * correction
         xp.divide(m, scratch, out=scratch)
         scratch *= group["lr"] * correction / (1 - beta1**self.steps)
-        p.data -= scratch
+        weights = p.data
+        weights -= scratch
 
 
 class AdamW(Adam):

@@ -45,7 +45,7 @@ TEXT_RANKS, TEXT_STEPS = (1, 8, 64), 600
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
 SMALL = 8  # the r that the verdict asks about
 # Learning rates, decaying linearly to 0, chosen from powers of 2 on base 100, which the report does not use: on
-# strings by r = 8, on text by the mean over r = 8, r = 64 and every Linear at r = 16; one for all ranks, as in the paper
+# strings by r = 8, on text by the mean over r = 8, r = 64 and every Linear at r = 16; one rate for all ranks
 RATES = {"strings": {"lora": 2e-2, "full": 8e-3}, "text": {"lora": 1e-2, "full": 4e-3}}
 
 
