@@ -1,0 +1,109 @@
+"""Text, splits, batches, string tasks, the planted problem."""
+
+import numpy as np
+import pytest
+
+from minilora import data, tasks
+from minilora.data import PRINTABLE, Vocabulary
+
+
+def test_a_vocabulary_reads_what_it_wrote():
+    text = "Hello,\nLoRA!"
+    np.testing.assert_array_equal(PRINTABLE.encode("\n ~"), [0, 1, 95])
+    assert len(PRINTABLE) == 96 and PRINTABLE.decode(PRINTABLE.encode(text)) == text
+    with pytest.raises(ValueError, match=r"'é' \(position 3\) is not among the 96"):
+        PRINTABLE.encode("café")
+    with pytest.raises(ValueError, match="only once"):
+        Vocabulary("aa")
+
+
+def test_real_text_is_there_and_printable():
+    for text in (data.english_text(), data.python_source()):
+        assert len(text) > 200_000
+        PRINTABLE.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"", "is empty"),
+        (b" \n ", "is empty"),
+        (b"abc\0def", "binary"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path, content, message):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        data.read_text(path)
+
+
+def test_held_out_blocks_are_never_trained_on():
+    training, held_out = data.split(np.arange(100_000), context_length=64)
+    assert not set(training) & set(held_out) and len(training) + len(held_out) == 100_000
+    assert 0.08 < len(held_out) / 100_000 < 0.12
+    with pytest.raises(ValueError, match="needs at least 650"):
+        data.split(np.arange(600), context_length=64)
+
+
+def test_windows_and_their_targets(rng):
+    ids, targets = data.windows(np.arange(1000), 5, 7, rng)
+    assert ids.shape == targets.shape == (5, 7)
+    np.testing.assert_array_equal(targets, ids + 1)
+    draw = data.seeded(lambda r: data.windows(np.arange(1000), 5, 7, r), seed=3)
+    np.testing.assert_array_equal(draw(11)[0], draw(11)[0])
+    assert not np.array_equal(draw(11)[0], draw(12)[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "answer"),
+    [
+        ("copy", "badge"), ("reverse", "egdab"), ("upper", "BADGE"), ("sort", "abdeg"), ("next", "cbehf"),
+        ("alternate", "bAdGe"), ("rotate", "adgeb"), ("pairs", "abgde"), ("revupper", "EGDAB"), ("prev", "apcfd"),
+    ],
+)  # fmt: skip
+def test_string_functions(task, answer):
+    assert tasks.TASKS[task][1]("badge") == answer
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_only_the_answer_is_scored(task, rng):
+    ids, targets = tasks.string_batch([task], 50, rng)
+    tag, f = tasks.TASKS[task]
+    assert ids.shape == targets.shape == (50, tasks.WIDTH)
+    for row, target in zip(ids, targets, strict=True):
+        line = PRINTABLE.decode(row).split("\n")[0]
+        s = line[1 : line.index(">")]
+        assert line[0] == tag and 4 <= len(s) <= 8
+        scored = np.flatnonzero(target != tasks.IGNORED)
+        assert PRINTABLE.decode(target[scored]) == f(s) + "\n"
+        assert scored[0] == line.index(">") and len(scored) == len(s) + 1
+
+
+def test_held_out_strings_are_never_trained_on(rng):
+    def strings(held_out):
+        ids, _ = tasks.string_batch(["copy"], 3000, rng, held_out)
+        return {PRINTABLE.decode(row).split(">")[0] for row in ids}
+
+    assert not strings(False) & strings(True)
+    with pytest.raises(ValueError, match="no string task 'revers'; there are: copy, reverse"):
+        tasks.string_batch(["revers"], 1, rng)
+
+
+def test_exact_match_counts_whole_answers(rng):
+    _, targets = tasks.string_batch(["copy"], 4, rng)
+    logits = np.eye(96)[np.where(targets == tasks.IGNORED, 0, targets)]
+    assert tasks.exact_match(logits, targets) == 1
+    row, place = 2, np.flatnonzero(targets[2] != tasks.IGNORED)[1]
+    logits[row, place] = np.eye(96)[95]
+    assert tasks.exact_match(logits, targets) == 0.75
+
+
+def test_the_planted_change_has_the_spectrum_asked_for(rng):
+    _, change = tasks.planted(8, (3.0, 1.0), rng)
+    np.testing.assert_allclose(np.linalg.svd(change, compute_uv=False), [3, 1, 0, 0, 0, 0, 0, 0], atol=1e-12)
+    with pytest.raises(ValueError, match="at most 2"):
+        tasks.planted(2, (3.0, 1.0, 1.0), rng)
