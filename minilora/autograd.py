@@ -123,13 +123,14 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
             continue
         g = pending.pop(node)
         assert node.backward is not None
-        for parent, gradient in zip(node.parents, node.backward(g), strict=True):
+        gradients = node.backward(g)
+        for parent, gradient in zip(node.parents, gradients, strict=True):
             if parent is None:
                 continue
             assert gradient is not None
             if parent not in pending:
                 pending[parent] = gradient
-                if gradient is not g and not xp.may_share_memory(gradient, g):
+                if not _shared(gradient, g, gradients):
                     ours.add(parent)
             elif parent in ours:
                 pending[parent] += gradient
@@ -147,6 +148,14 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
             leaf.grad = xp.asarray(g)
         else:
             leaf.grad = xp.array(g, dtype=leaf.dtype)  # a copy: no two tensors share a gradient
+
+
+def _shared(gradient: Array, g: Array, gradients: tuple[Array | None, ...]) -> bool:
+    """Whether what a backward took or returned looks at the memory of this gradient more than once."""
+    if gradient is g or xp.may_share_memory(gradient, g):
+        return True
+    looking = [other for other in gradients if other is not None]
+    return len(looking) > 1 and sum(xp.may_share_memory(gradient, other) for other in looking) > 1
 
 
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
@@ -204,10 +213,10 @@ class Tensor:
     @data.setter
     def data(self, array: Array) -> None:
         if not isinstance(array, xp.ndarray):
-            raise TypeError(f".data takes an array like the one it replaces, not {type(array).__name__}.")
+            raise TypeError(f"The data takes an array like the one it replaces, not {type(array).__name__}.")
         if array.shape != self._data.shape or array.dtype != self._data.dtype:
             raise ValueError(
-                f".data has shape {self._data.shape} and dtype {self._data.dtype}; "
+                f"The data has shape {self._data.shape} and dtype {self._data.dtype}; "
                 f"it cannot be replaced by shape {array.shape} and dtype {array.dtype}."
             )
         self._data = array
@@ -222,7 +231,7 @@ class Tensor:
         if value and self._data.dtype.kind != "f":
             raise TypeError(f"Only floats may require gradients; this tensor holds {self._data.dtype}.")
         if self._node is not None:
-            raise ValueError("requires_grad belongs to leaves; this tensor is a result: detach() it first.")
+            raise ValueError("Setting requires_grad belongs to leaves; this tensor is a result: detach() it first.")
         self._requires_grad = bool(value)
 
     @property
@@ -404,13 +413,14 @@ class Tensor:
         """The axes in the given order, or reversed where none is given."""
         if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
             axes = tuple(axes[0])
+        data = self._data.transpose(axes) if axes else self._data.T  # refuses axes that are not there
         order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
         back = tuple(order.index(axis) for axis in range(self.ndim)) if self._requires_grad else ()
 
         def backward(g: Array) -> tuple[Array]:
             return (g.transpose(back),)
 
-        return record(self._data.transpose(order), (self,), backward)
+        return record(data, (self,), backward)
 
     def _drop_axis(self, axis: int) -> Tensor:
         axis %= self.ndim

@@ -50,6 +50,7 @@ def use_array_library(library: Any, name: str) -> None:
     _current.library, _current.name = library, name
     xp.__dict__.clear()
     _pool.blocks.clear()
+    _pool.last_use.clear()
 
 
 def backend_name() -> str:

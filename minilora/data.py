@@ -39,8 +39,12 @@ class Vocabulary:
             ) from None
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of a row of ids."""
-        return "".join(self.characters[i] for i in np.asarray(ids).ravel().tolist())
+        """The text of a row of ids. Raises `ValueError` for one that is no character's."""
+        row = np.asarray(ids).ravel().tolist()
+        for i in row:
+            if not 0 <= i < len(self):
+                raise ValueError(f"The id {i} is outside the vocabulary of {len(self)}: use 0 to {len(self) - 1}.")
+        return "".join(self.characters[i] for i in row)
 
 
 PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII

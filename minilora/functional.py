@@ -359,7 +359,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 _add_product(dv, seen, p, g_block)  # (B, H, S, T) @ (B, H, T, D/H) -> (B, H, S, D/H)
             if dq is None and dk is None:
                 continue
-            ds = xp.matmul(values[:, :, seen], g_block.swapaxes(-1, -2), out=_heads(B, H, *p.shape[2:], dtype))  # dP
+            ds = xp.matmul(
+                values[:, :, seen], g_block.swapaxes(-1, -2), out=_heads(B, H, p.shape[2], p.shape[3], dtype)
+            )  # dP
             ds -= correlation[..., block]
             ds *= p
             if dq is not None:

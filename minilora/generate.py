@@ -24,6 +24,8 @@ def generate(
     sequence = [int(i) for i in np.asarray(ids).ravel()]
     if not sequence:
         raise ValueError("Generating needs a prompt of at least one token.")
+    if np.asarray(ids).dtype.kind not in "iu":
+        raise TypeError(f"The prompt's ids must be integers, not {np.asarray(ids).dtype}.")
     if new_tokens < 0:
         raise ValueError(f"new_tokens must be at least 0, not {new_tokens}.")
     if not 0 <= temperature < float("inf"):

@@ -34,6 +34,7 @@ class GPTConfig:
                 raise TypeError(f"{name} must be a whole number, not {value!r}.")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
+            object.__setattr__(self, name, int(value))  # a NumPy integer could not be saved
         if not isinstance(self.tied_head, bool):
             raise TypeError(f"tied_head must be True or False, not {self.tied_head!r}.")
         if self.d_model % self.n_heads:

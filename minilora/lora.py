@@ -77,6 +77,10 @@ class LoRAConfig:
         if not targets or not all(isinstance(t, str) and t for t in targets):
             raise ValueError(f"target_modules must name at least one module, each by a string, not {targets!r}.")
         object.__setattr__(self, "target_modules", targets)
+        for name in ("r", "alpha", "dropout", "init_std"):
+            value = getattr(self, name)
+            if isinstance(value, np.number):  # which could not be saved
+                object.__setattr__(self, name, value.item())
 
     @property
     def scale(self) -> float:

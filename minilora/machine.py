@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from threadpoolctl import threadpool_info, threadpool_limits
-
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _tuned = False
 
@@ -29,18 +27,25 @@ def tune_machine() -> dict[str, Any]:
     before = blas_threads()
     if before in (0, 1):
         return {}
+    from threadpoolctl import threadpool_limits
+
     threadpool_limits(1, user_api="blas")
     return {"blas_threads": (before, blas_threads())}
 
 
 def blas_threads() -> int:
     """How many threads NumPy's BLAS uses now; 0 where no BLAS is found."""
-    return max((pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"), default=0)
+    return max((pool["num_threads"] for pool in _blas()), default=0)
 
 
 def blas_name() -> str:
     """The BLAS that NumPy computes with, such as "openblas 0.3.31 (SkylakeX)"."""
-    for pool in threadpool_info():
-        if pool["user_api"] == "blas":
-            return f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', 'unknown')})"
+    for pool in _blas():
+        return f"{pool['internal_api']} {pool['version']} ({pool.get('architecture', 'unknown')})"
     return "none found"
+
+
+def _blas() -> list[dict[str, Any]]:
+    from threadpoolctl import threadpool_info
+
+    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]

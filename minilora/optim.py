@@ -23,11 +23,18 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: float | tuple[float, float]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__} takes a list of parameters, not one alone: write [parameter].")
         entries = list(params)
         grouped = bool(entries) and isinstance(entries[0], dict)
         raw: list[dict[str, Any]] = entries if grouped else [{"params": entries}]  # type: ignore[assignment]
         self.groups: list[dict[str, Any]] = []
         for group in raw:
+            if not isinstance(group, dict) or "params" not in group:
+                raise TypeError(
+                    f"{type(self).__name__} takes parameters, or dictionaries that each hold their own under "
+                    f'"params"; among the dictionaries is {group!r:.80}.'
+                )
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown:
                 raise ValueError(
@@ -211,6 +218,11 @@ def _schedule(steps: int, warmup: float, final: float, decay: Callable[[float], 
 # ---- clipping ----------------------------------------------------------------------------------------
 
 
+def grad_norm(params: Sequence[Tensor]) -> Array:
+    """The norm of all gradients together, 0-d: not finite where one of them is not."""
+    return xp.sqrt(sum(xp.vdot(p.grad, p.grad) for p in params if p.grad is not None))
+
+
 def clip_grad_norm(params: Sequence[Tensor], max_norm: float) -> Array:
     """Scale all gradients so that their norm together is at most `max_norm`; returns the norm before, 0-d.
 
@@ -219,7 +231,7 @@ def clip_grad_norm(params: Sequence[Tensor], max_norm: float) -> Array:
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}.")
     gradients = [p.grad for p in params if p.grad is not None]
-    total = xp.sqrt(sum(xp.vdot(g, g) for g in gradients))
+    total = grad_norm(params)
     factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d: nothing leaves the GPU
     for g in gradients:
         g *= factor

@@ -12,12 +12,12 @@ from .backend import to_numpy
 from .data import Batch
 from .machine import tune_machine
 from .nn import Module
-from .optim import Optimizer, Schedule, clip_grad_norm
+from .optim import Optimizer, Schedule, clip_grad_norm, grad_norm
 from .tasks import exact_match
 
 
 class DivergedError(ValueError):
-    """Training met a loss that is NaN or infinite."""
+    """Training met a loss or a gradient that is NaN or infinite."""
 
 
 def train(
@@ -40,8 +40,8 @@ def train(
     steps, and at the end, `evaluation()` runs. `callback(steps_done, loss)` follows each step: for
     progress and checkpoints. The history is {"loss": [...], "evaluated_at": [...], "evaluation": [...]}.
 
-    Raises `DivergedError` naming the step at the first loss that is NaN or infinite; the parameters are
-    then those before that step.
+    Raises `DivergedError` naming the step at the first loss or gradient that is NaN or infinite; the
+    parameters are then those before that step.
     """
     if steps < 1 or not 0 <= start <= steps:
         raise ValueError(f"Training runs from step {start} to {steps}: it needs at least one step, and 0 <= start.")
@@ -53,14 +53,12 @@ def train(
         value = loss(step)
         number = value.item()
         if not math.isfinite(number):
-            raise DivergedError(
-                f"Training stopped: the loss became {number} at step {step}. "
-                "Try a smaller learning rate, a longer warm-up, or clipping."
-            )
+            raise _diverged("loss", number, step)
         value.backward()
         del value
-        if clip is not None:
-            clip_grad_norm(optimizer.params, clip)
+        norm = float(grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip))
+        if not math.isfinite(norm):
+            raise _diverged("norm of the gradients", norm, step)
         if schedule is not None:
             for group in optimizer.groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
@@ -73,6 +71,13 @@ def train(
         if callback is not None:
             callback(done, number)
     return history
+
+
+def _diverged(what: str, number: float, step: int) -> DivergedError:
+    return DivergedError(
+        f"Training stopped: the {what} became {number} at step {step}. "
+        "Try a smaller learning rate, a longer warm-up, or clipping."
+    )
 
 
 def batch_loss(model: Module, batches: Callable[[int], Batch]) -> Callable[[int], Tensor]:

@@ -5,12 +5,11 @@ import os
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+from hypothesis import HealthCheck, settings
+from support import batch, rng, small  # noqa: F401
 
-from minilora import backend  # noqa: E402
-
-from support import batch, rng, small  # noqa: E402, F401
+from minilora import backend
 
 settings.register_profile(
     "quick", derandomize=True, deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow]

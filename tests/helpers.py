@@ -10,9 +10,7 @@ ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
 
 
 def tiny_config(**changes):
-    return ml.GPTConfig(
-        **{"vocab_size": 7, "context_length": 6, "d_model": 8, "n_layers": 2, "n_heads": 2, **changes}
-    )
+    return ml.GPTConfig(**{"vocab_size": 7, "context_length": 6, "d_model": 8, "n_layers": 2, "n_heads": 2, **changes})
 
 
 def tiny_gpt(seed=0, dtype="float32", **changes):

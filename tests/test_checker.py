@@ -4,13 +4,12 @@ import re
 
 import numpy as np
 import pytest
+from test_gradients import normal, wrong_square
 
 import minilora as ml
 from minilora import autograd
 from minilora import functional as F
 from minilora.autograd import record
-
-from test_gradients import normal, wrong_square
 
 
 def test_a_wrong_factor_is_named_with_its_place_and_both_derivatives():
@@ -70,7 +69,9 @@ def test_inputs_come_back_as_they_were():
 def test_plain_numpy_functions():
     x, y = normal(0, 3, 2), normal(1, 3)
     assert ml.check_gradient(lambda a: float((a**3).sum()), lambda a: 3 * a**2, x)
-    assert ml.check_gradient(lambda a, b: b @ a @ a.T @ b, lambda a, b: (2 * np.outer(b, b @ a), 2 * a @ a.T @ b), (x, y))
+    assert ml.check_gradient(
+        lambda a, b: b @ a @ a.T @ b, lambda a, b: (2 * np.outer(b, b @ a), 2 * a @ a.T @ b), (x, y)
+    )
     with pytest.raises(AssertionError, match=r"Input 1, index \(\d,\)"):
         ml.check_gradient(lambda a, b: b @ a @ a.T @ b, lambda a, b: (2 * np.outer(b, b @ a), a @ a.T @ b), (x, y))
     with pytest.raises(ValueError, match=r"shape \(2, 3\); its input has shape \(3, 2\)"):

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+from support import randomize
 
 import minilora as ml
 from minilora import functional as F
 from minilora.lora import lora_layers
-
-from support import randomize
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
 

@@ -22,7 +22,11 @@ NAMES = [
 
 
 def one_block(**changes):
-    return ml.GPT(ml.GPTConfig(**{**dict(vocab_size=11, context_length=8, d_model=16, n_layers=1, n_heads=4), **changes}))
+    return ml.GPT(
+        ml.GPTConfig(
+            **{**{"vocab_size": 11, "context_length": 8, "d_model": 16, "n_layers": 1, "n_heads": 4}, **changes}
+        )
+    )
 
 
 def test_names_and_shapes_are_the_documented_ones():

@@ -185,5 +185,7 @@ def test_what_numpy_handed_out_never_changes():
 def test_refusals_are_full_sentences(action, error, message):
     with pytest.raises(error, match=message) as caught:
         action()
-    assert str(caught.value)[0].isupper() or str(caught.value).startswith(("linear()", "layer_norm()", "item()", "backward()"))
+    assert str(caught.value)[0].isupper() or str(caught.value).startswith(
+        ("linear()", "layer_norm()", "item()", "backward()")
+    )
     assert str(caught.value).endswith(".")

@@ -76,19 +76,34 @@ def load_checkpoint(
     for wanted, key, what in ((optimizer, "optimizer", "optimizer state"), (rng, "rng", "generator state")):
         if wanted is not None and key not in header:
             raise CheckpointError(f"The checkpoint {path} holds no {what}.")
-    before = model.state_dict()
+    generators = [] if rng is None else [(rng, "rng")]
+    generators += [(layer.adapter.rng, "dropout_rng") for layer in list(layers.values())[:1]]
+    before, states = model.state_dict(), [generator.bit_generator.state for generator, _ in generators]
     try:
+        step = int(header["step"])
         model.load_state_dict(weights)
-        if optimizer is not None:
+        _check_settings(header, model)
+        for generator, key in generators:
+            generator.bit_generator.state = header[key]
+        if optimizer is not None:  # last, since it changes all or nothing
             optimizer.load_state_dict({**header["optimizer"], "arrays": slots})
-        for generator, key in ((rng, "rng"), *((layer.adapter.rng, "dropout_rng") for layer in layers.values())):
-            if generator is not None:
-                generator.bit_generator.state = header[key]
     except (ValueError, TypeError, KeyError) as error:
         if not any(layer.adapter.merged for layer in layers.values()):
             model.load_state_dict(before)
+        for (generator, _), state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
         raise CheckpointError(f"The checkpoint {path} does not fit: {error}") from error
-    return int(header["step"])
+    return step
+
+
+def _check_settings(header: dict[str, Any], model: Module) -> None:
+    """Raise `ValueError` where the weights have the right shapes and yet made another function."""
+    if isinstance(model, GPT) and GPTConfig(**header["gpt"]) != model.config:
+        raise ValueError(f"it was saved from {GPTConfig(**header['gpt'])}; the model has {model.config}.")
+    for layer in lora_layers(model).values():
+        saved = LoRAConfig(**header["lora"]).scale
+        if saved != layer.scaling:
+            raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {layer.scaling:g}.")
 
 
 def load_model(path: str | Path) -> GPT:
@@ -99,6 +114,8 @@ def load_model(path: str | Path) -> GPT:
         if "lora" in header:
             add_lora(model, LoRAConfig(**header["lora"]), seed=None)
         model.load_state_dict(weights)
+        for layer in list(lora_layers(model).values())[:1]:
+            layer.adapter.rng.bit_generator.state = header["dropout_rng"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint {path} holds no GPT that minilora can rebuild: {error}") from error
     return model
@@ -113,7 +130,8 @@ def read_notes(path: str | Path) -> dict[str, Any]:
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
     """Header, weights by name, optimizer arrays by slot, each checked to be finite floats."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, since np.load leaves a damaged file open
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
@@ -137,6 +155,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
             weights[rest] = array
         else:
             slot, _, number = rest.partition("/")
+            if kind != "optimizer" or not number.isdecimal():
+                raise CheckpointError(f"{path} is damaged, or of a later minilora: it holds {name!r}.")
             slots.setdefault(slot, {})[int(number)] = array
     ordered = {slot: [by_number[i] for i in sorted(by_number)] for slot, by_number in slots.items()}
     return header, weights, ordered

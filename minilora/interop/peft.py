@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
 from ..backend import asarray, xp
 from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, matching_linears
@@ -81,7 +83,7 @@ def save_adapter(model: Module, folder: str | Path) -> None:
     # safetensors writes wrong values for arrays that are not contiguous
     tensors = {_PREFIX + name + ".weight": np.ascontiguousarray(array) for name, array in state.items()}
     folder = Path(folder)
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(_safetensors(tensors)))
     write_text(folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
@@ -170,14 +172,34 @@ def _read_config(path: Path) -> LoRAConfig:
         raise AdapterError(f"{path} holds settings that cannot be: {error}") from error
 
 
+def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+    """The file's bytes, the same every time: safetensors itself writes its metadata in a random order."""
+    data = save(tensors, metadata={"format": "pt", "crc32": _checksum(tensors)})
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return data[:8] + header.encode().ljust(size) + data[8 + size :]
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    """Of all values, in the order of their names: safetensors has none, and would load a flipped bit."""
+    value = 0
+    for _, array in sorted(tensors.items()):
+        value = zlib.crc32(array.tobytes(), value)
+    return f"{value:08x}"
+
+
 def _read_weights(path: Path) -> dict[str, np.ndarray]:
     """Tensors by minilora's names, each checked to be finite floats."""
     try:
         tensors = load_file(path)
+        with safe_open(path, framework="np") as file:
+            checksum = (file.metadata() or {}).get("crc32")
     except OSError as error:
         raise AdapterError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # SafetensorError, and what an unknown dtype or a lying header raises
         raise AdapterError(f"{path} is damaged, or no safetensors file: {error}.") from error
+    if checksum not in (None, _checksum(tensors)):  # PEFT writes none
+        raise AdapterError(f"{path} is damaged: its values do not give its own checksum.")
     state = {}
     for key, array in tensors.items():
         name = key.removeprefix(_PREFIX).removesuffix(".weight")

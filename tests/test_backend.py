@@ -1,0 +1,299 @@
+"""Choosing the array library, and the blocks of memory that are used again."""
+
+import gc
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import ids, lora_gpt, loss, randomize_lora, snapshot, tiny_gpt
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minilora as ml
+from minilora import backend
+
+LARGE = (64, 256)  # float32: 64 KB, twice what the pool begins at
+
+
+@pytest.fixture(autouse=True)
+def fresh_pool(monkeypatch):
+    monkeypatch.setattr(backend, "_pool", backend._Pool())
+
+
+# ---- the pool of blocks ------------------------------------------------------------------------------
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["float32", "float64"]), st.integers(1, 4), st.sampled_from(["keep", "view", "drop"])
+        ),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_two_live_arrays_never_share_memory(steps):
+    """Each array, or a view of it alone, is filled with a number of its own, and must still hold it at the end."""
+    live = []
+    for number, (dtype, rows, fate) in enumerate(steps):
+        array = backend.empty((rows, 8 * 1024), dtype)
+        assert array.shape == (rows, 8 * 1024) and array.dtype == dtype and array.flags.c_contiguous
+        array[...] = number
+        if fate != "drop":
+            live.append((number, array if fate == "keep" else array.T[::2].reshape(-1, rows)[3:]))
+        if number % 7 == 6:
+            live.pop(0)
+    for i, (number, array) in enumerate(live):
+        assert (array == number).all()
+        assert not any(np.shares_memory(array, other) for _, other in live[:i])
+
+
+def test_a_block_is_used_again_once_nobody_looks_at_it():
+    def address(array):
+        return array.ctypes.data
+
+    array = backend.empty(LARGE, "float32")
+    first, view = address(array), array[3:, ::2]
+    del array
+    second = address(backend.empty(LARGE, "float32"))  # let go at once
+    assert second != first, "a view still looks at the first"
+    assert address(backend.empty((2, 32, 256), "float32")) == second, "any shape of that size will do"
+    del view
+    both = backend.empty(LARGE, "float32"), backend.empty((64, 128), "float64")
+    assert {address(array) for array in both} == {first, second}
+
+
+def test_a_training_step_takes_no_new_blocks_once_warm():
+    model = tiny_gpt(d_model=64, context_length=32)
+    optimizer = ml.Adam(model.parameters(), lr=1e-3)
+    losses = ml.batch_loss(model, lambda step: (ids(model, 4, 32, step), ids(model, 4, 32, step + 1)))
+    ml.train(model, optimizer, losses, 2)
+    gc.collect()
+
+    def held():
+        return sorted(id(block) for blocks in backend._pool.blocks.values() for block in blocks)
+
+    before = held()
+    ml.train(model, optimizer, losses, 3)
+    assert before and held() == before
+
+
+def test_small_arrays_do_not_go_through_the_pool():
+    backend.empty((10, 10), "float32")
+    assert not backend._pool.blocks
+
+
+def test_a_size_nobody_asks_for_any_more_is_forgotten():
+    def sizes():
+        return set(backend._pool.blocks)
+
+    kept = backend.empty((40_000,), "uint8")
+    kept[...] = 7
+    for _ in range(backend._MEMORY + 1):
+        backend.empty((50_000,), "uint8")
+    assert sizes() == {40_000, 50_000}
+    backend.empty((60_000,), "uint8")  # a new block: the moment to look back
+    assert sizes() == {50_000, 60_000}
+    assert (kept == 7).all()
+
+
+def test_switching_the_library_empties_the_pool_and_goes_on(restore_backend):
+    backend.empty((40_000,), "uint8")
+    backend.use_backend("numpy")
+    assert not backend._pool.blocks
+    for _ in range(backend._MEMORY + 1):
+        backend.empty((50_000,), "uint8")
+    backend.empty((60_000,), "uint8")
+    assert set(backend._pool.blocks) == {50_000, 60_000}
+
+
+def test_each_thread_has_blocks_of_its_own():
+    address, seen = [], []
+    array = backend.empty(LARGE, "float32")
+    address.append(array.ctypes.data)
+    del array
+    thread = threading.Thread(target=lambda: seen.append(backend.empty(LARGE, "float32")))
+    thread.start()
+    thread.join()
+    assert seen[0].ctypes.data not in address
+
+
+def trained(steps=4):
+    """Losses and bytes of a model with LoRA, dropout and blocks above 32 KB, after some steps."""
+    model = lora_gpt(dropout=0.2, d_model=64, context_length=32)
+    optimizer = ml.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = ml.batch_loss(model, lambda step: (ids(model, 4, 32, step), ids(model, 4, 32, step + 1)))
+    return ml.train(model, optimizer, losses, steps, clip=1.0)["loss"], snapshot(model)
+
+
+def test_results_are_bit_equal_to_those_of_fresh_memory(monkeypatch):
+    with_pool = trained()
+    assert backend._pool.blocks
+    monkeypatch.setattr(backend, "_pool", backend._Pool())
+    monkeypatch.setattr(backend, "_SMALL", 2**62)
+    assert trained() == with_pool and not backend._pool.blocks
+
+
+def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):
+    """Every block is handed out full of NaN."""
+    expected = trained()
+    take = backend._Pool.take
+
+    def poisoned(self, size):
+        block = take(self, size)
+        block[...] = 255  # NaN in every float
+        return block
+
+    monkeypatch.setattr(backend._Pool, "take", poisoned)
+    assert trained() == expected
+
+
+# ---- another array library ---------------------------------------------------------------------------
+
+
+class Foreign:
+    """An array of another library: NumPy's inside, but nothing of NumPy may touch it from outside."""
+
+    __array_ufunc__ = None
+
+    def __init__(self, array):
+        self.inside = array
+
+    def __array__(self, *_, **__):
+        raise TypeError("np.asarray of an array that lives elsewhere")
+
+    def get(self):
+        return self.inside.copy()
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # __array_interface__ would let NumPy in
+            raise AttributeError(name)
+        return inside_out(getattr(self.inside, name))
+
+    def __len__(self):
+        return len(self.inside)
+
+    def __bool__(self):
+        return bool(self.inside)
+
+    def __setitem__(self, index, value):
+        self.inside[unwrap(index)] = unwrap(value)
+
+
+def unwrap(value):
+    if isinstance(value, tuple | list):
+        return type(value)(map(unwrap, value))
+    return value.inside if isinstance(value, Foreign) else value
+
+
+def inside_out(value):
+    """A NumPy array or function as the foreign library's."""
+    if isinstance(value, np.ndarray):
+        return Foreign(value)
+    if not callable(value) or isinstance(value, type):
+        return value
+
+    def call(*args, **kwargs):
+        return inside_out(value(*map(unwrap, args), **{k: unwrap(v) for k, v in kwargs.items()}))
+
+    return call
+
+
+BINARY = ("add", "sub", "mul", "truediv", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge", "and", "or")
+for name in [*BINARY, *("r" + n for n in BINARY[:6]), *("i" + n for n in BINARY[:4]), "neg", "invert", "getitem"]:
+    method = f"__{name}__"
+    setattr(Foreign, method, lambda self, *other, m=method: inside_out(getattr(self.inside, m)(*map(unwrap, other))))
+
+
+class Library:
+    """NumPy under another name, whose arrays are `Foreign`."""
+
+    ndarray = Foreign
+
+    def __getattr__(self, name):
+        value = getattr(np, name)
+        if isinstance(value, np.ufunc):  # add.reduceat
+            return _Ufunc(value)
+        return inside_out(value)
+
+
+class _Ufunc:
+    def __init__(self, ufunc):
+        self.ufunc = ufunc
+
+    def __call__(self, *args, **kwargs):
+        return inside_out(self.ufunc)(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return inside_out(getattr(self.ufunc, name))
+
+
+def one_of_everything():
+    """Forward, backward, Adam, clipping, merging, states and sampling; all results as bytes and numbers."""
+    model = lora_gpt(dropout=0.2)
+    optimizer = ml.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    value = loss(model)
+    value.backward()
+    gradients = [np.asarray(p.grad.get() if hasattr(p.grad, "get") else p.grad).tobytes() for p in optimizer.params]
+    norm = float(ml.clip_grad_norm(optimizer.params, 0.1))
+    optimizer.step()
+    after = snapshot(model)
+    with ml.no_grad():
+        unmerged = model.eval()(ids(model)).numpy().tobytes()
+        ml.merge_lora(model)
+        merged = model(ids(model)).numpy().tobytes()
+        ml.unmerge_lora(model)
+    model.load_state_dict(model.state_dict())
+    optimizer.load_state_dict(optimizer.state_dict())
+    sampled = ml.generate(model, [1, 2], 8, seed=3).tolist()
+    evaluated = ml.evaluate(model, [(ids(model), ids(model, seed=1))])
+    return value.item(), gradients, norm, after, unmerged, merged, sampled, evaluated
+
+
+def test_the_whole_library_computes_with_another_array_library(restore_backend):
+    expected = one_of_everything()
+    backend.use_array_library(Library(), "stand-in")
+    assert backend.backend_name() == "stand-in"
+    model = tiny_gpt()
+    assert isinstance(model.lm_head.weight.data, Foreign)
+    with pytest.raises(TypeError, match="lives elsewhere"):
+        np.asarray(model.lm_head.weight.data)
+    assert one_of_everything() == expected
+
+
+def test_files_are_the_same_whatever_library_computes(restore_backend, tmp_path):
+    model = lora_gpt()
+    ml.save_checkpoint(tmp_path / "numpy.npz", model)
+    ml.save_adapter(model, tmp_path / "numpy")
+    backend.use_array_library(Library(), "stand-in")
+    ml.save_checkpoint(tmp_path / "other.npz", lora_gpt())
+    ml.save_adapter(lora_gpt(), tmp_path / "other")
+    assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
+    for file in (tmp_path / "numpy").iterdir():
+        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+    again = lora_gpt(seed=4)
+    randomize_lora(again, seed=9)
+    ml.load_adapter(again, tmp_path / "numpy")
+    ml.load_checkpoint(tmp_path / "numpy.npz", again)
+    assert snapshot(again) == snapshot(lora_gpt())
+
+
+def test_gradients_are_checked_wherever_they_are_computed(restore_backend):
+    backend.use_array_library(Library(), "stand-in")
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 3))
+    assert ml.gradcheck(lambda a, b: (a @ b).max() + ml.functional.gelu(a)[0].sum(), a, b)
+
+
+def test_a_backend_that_is_not_there_is_an_error_and_changes_nothing(monkeypatch):
+    with pytest.raises(ValueError, match='must be "numpy" or "cupy", not \'jax\''):
+        ml.use_backend("jax")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ValueError, match=r"needs CuPy, which is not installed: install cupy"):
+        ml.use_backend("cupy")
+    silent = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "cupy", silent)
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
+        ml.use_backend("cupy")
+    assert backend.backend_name() == "numpy"

@@ -1,0 +1,91 @@
+"""What the README says is so: its commands, its numbers, its table."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_example_prints_what_its_comments_say(tmp_path, monkeypatch):
+    (code,) = blocks("python")
+    expected = re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
+    assert len(expected) == 5
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, {})
+    lines = printed.getvalue().splitlines()
+    for line, comment in zip(lines, expected, strict=True):
+        assert comment == line or comment.startswith(line + ":"), f"printed {line!r}, the comment says {comment!r}"
+    assert (tmp_path / "reversed" / "adapter_model.safetensors").exists()
+
+
+def test_the_two_by_two_example():
+    W0, A, B = np.array([[1.0, 2], [3, 4]]), np.array([[0.5, -0.5]]), np.zeros((2, 1))
+    x, y, s, eta = np.array([1.0, 2]), np.array([6.0, 11]), 2.0, 0.5
+    h = W0 @ x + s * B @ (A @ x)
+    g = h - y
+    assert h.tolist() == [5, 11] and g.tolist() == [-1, 0] and 0.5 * g @ g == 0.5 and (A @ x).tolist() == [-0.5]
+    dB, dA = s * np.outer(g, A @ x), s * B.T @ np.outer(g, x)
+    assert dB.tolist() == [[1], [0]] and not dA.any()
+    B = B - eta * dB
+    delta = s * B @ A
+    assert B.tolist() == [[-0.5], [0]] and delta.tolist() == [[-0.5, 0.5], [0, 0]]
+    np.testing.assert_allclose(delta, -eta * s**2 * np.outer(g, x) @ A.T @ A)
+    h = (W0 + delta) @ x
+    assert h.tolist() == [5.5, 11] and 0.5 * (h - y) @ (h - y) == 0.125
+    for number in ("(5.5, 11)", "(-0.5, 0)", "L = 0.125"):
+        assert number in README
+
+
+def test_ci_runs_the_readmes_test_command():
+    test_command = next(line for block in blocks("sh") for line in block.splitlines() if "pytest" in line)
+    assert test_command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_eleven_files_are_there_and_every_link_leads_somewhere():
+    reading = README.split("## Read these eleven files")[1].split("Skip at first")[0]
+    files = re.findall(r"\]\((minilora/\w+\.py)\)", reading)
+    assert len(files) == 11
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_table_is_the_one_of_the_committed_run():
+    report = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
+    assert report["quick"] is False and report["seeds"] >= 3
+    table = README.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == len(report["claims"])
+    for line, row in zip(rows, report["claims"], strict=True):
+        for field in ("statement", "where", "paper", "measured", "spread", "verdict"):
+            assert row[field] in line
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "minilora").glob("*.py"), key=lambda p: p.name), ids=lambda p: p.name)
+def test_imports_point_one_way(module):
+    """Each core file needs only files that come before it in the reading order."""
+    order = [
+        "backend", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
+        "training", "generate", "lora",
+    ]  # fmt: skip
+    if module.stem not in order:
+        return
+    source = module.read_text(encoding="utf-8")
+    imported = re.findall(r"^\s*from \.(\w+) import", source, flags=re.MULTILINE)
+    imported += re.findall(r"^from \. import (\w+)", source, flags=re.MULTILINE)
+    for name in imported:
+        assert order.index(name) < order.index(module.stem), f"{module.stem} imports {name}"
+    if module.stem == "lora":
+        assert "gpt" not in imported
