@@ -323,7 +323,7 @@ def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
     for target in targets:
         if not any(matches(name, target) for name in linears):
             ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
-            near = difflib.get_close_matches(target, ends + linears, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(target, ends + linears, n=1, cutoff=0.5)
             raise ValueError(
                 f"The target {target!r} matches no Linear of this model"
                 + (f"; did you mean {near[0]!r}?" if near else ".")

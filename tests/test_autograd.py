@@ -135,6 +135,16 @@ def test_fan_out_adds_up():
     assert x.grad.tolist() == [26.0]
 
 
+def test_gradients_at_points_where_a_formula_divides_by_zero():
+    """x⁰ and x¹ at 0, and the largest of equal numbers, which share the gradient."""
+    x = leaf([0.0, 2.0])
+    (x**0 + x**1).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0]
+    x = leaf([[3.0, 1.0, 3.0], [0.0, 0.0, 0.0]])
+    (x.max(axis=1) * np.array([1.0, 3.0])).sum().backward()
+    assert x.grad.tolist() == [[0.5, 0.0, 0.5], [1.0, 1.0, 1.0]]
+
+
 def test_the_gradient_of_a_leaf_is_its_own_even_where_it_is_the_loss():
     x = leaf(2.0)
     x.backward()

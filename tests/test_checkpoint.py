@@ -254,6 +254,28 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path, make):
     assert state_of(model, optimizer) == before
 
 
+class Bomb:
+    """What a hostile pickle can hold: a call, here one that makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_file_is_ever_executed(tmp_path):
+    trace = tmp_path / "executed"
+    bomb = np.array([Bomb(trace)], dtype=object)
+    npz(tmp_path / "pickled.npz", header=header(), **{"model/a": bomb})
+    npy(tmp_path / "pickled.npy", bomb)
+    for name in ("pickled.npz", "pickled.npy"):
+        for load in (lambda path: ml.load_checkpoint(path, tiny_gpt()), ml.load_model, read_notes):
+            with pytest.raises(CheckpointError):
+                load(tmp_path / name)
+    assert not trace.exists()
+
+
 OTHERS = {
     "another size": (lambda: tiny_gpt(d_model=4), "shape"),
     "another depth": (lambda: tiny_gpt(n_layers=1), "does not know blocks.1"),

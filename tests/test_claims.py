@@ -127,7 +127,7 @@ def test_rank_string_and_text_runs_train(tiny_bases, monkeypatch):
     for r in (2, "full"):
         result = rank.run({"world": "strings", "base": ["strings", 0], "task": "pairs", "r": r, "steps": 2})
         assert 0 <= result["accuracy"] <= 1
-    for r in (2, "all-linear 16", "full"):
+    for r in (8, "all-linear 16", "full"):
         result = rank.run({"world": "text", "base": ["text", 0], "r": r, "steps": 3})
         assert 0 < result["bits"] != result["before"]
 

@@ -215,6 +215,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     assert p.data.tolist() == [0.25, 0.5]
 
 
+def test_a_loss_that_is_not_finite_stops_even_where_its_gradient_is_finite():
+    p = parameter(1.0)
+    with pytest.raises(ml.DivergedError, match="the loss became inf at step 2"):
+        ml.train(Module(), ml.SGD([p], lr=0.25), lambda step: p.sum() + (np.inf if step == 2 else 0.0), 5)
+    assert p.data == 0.5
+
+
 def test_a_run_that_is_over_changes_nothing_and_one_of_no_steps_is_refused():
     model = tiny_gpt()
     optimizer = ml.SGD(model.parameters(), lr=0.1)

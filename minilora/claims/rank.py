@@ -44,11 +44,12 @@ STRING_TASKS, STRING_RANKS, STRING_STEPS = ("pairs", "revupper"), (1, 2, 4, 8, 1
 TEXT_RANKS, TEXT_STEPS = (1, 8, 64), 600
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
 SMALL = 8  # the r that the verdict asks about
-# Learning rates, decaying linearly to 0; each the best of 5e-3, 1e-2, 2e-2, 4e-2 (full: 1e-3 ... 1.6e-2) on base 100,
-# which the report does not use. With α/r = 2 throughout, a larger rank wants a smaller rate.
+# Learning rates, decaying linearly to 0: each the best of 5e-3, 1e-2, 2e-2, 4e-2 (full: 1e-3 ... 1.6e-2) on base 100,
+# which the report does not use. One rate serves all ranks, by their mean; only r = 64 on strings, where LoRA has more
+# parameters than the matrix, has its own, since it diverges at the others'.
 RATES: dict[str, dict[Any, float]] = {
-    "strings": {1: 4e-2, 2: 2e-2, 4: 4e-2, 8: 2e-2, 16: 1e-2, 64: 5e-3, "full": 4e-3},
-    "text": {1: 4e-2, 8: 2e-2, 64: 1e-2, "all-linear 16": 1e-2, "full": 4e-3},
+    "strings": {**dict.fromkeys((1, 2, 4, 8, 16), 2e-2), 64: 5e-3, "full": 4e-3},
+    "text": {**dict.fromkeys((1, 8, 64, "all-linear 16"), 1e-2), "full": 4e-3},
 }
 
 
@@ -208,7 +209,7 @@ def draw(runs: Runs, figure: Any) -> None:
         ax.set_xlabel("rank r")
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.minorticks_off()
-        ax.legend(loc={left: "lower left", middle: "lower right", right: "upper left"}[ax])
+        ax.legend(loc={left: "center right", middle: "lower right", right: "upper left"}[ax])
 
 
 CLAIM = Claim(

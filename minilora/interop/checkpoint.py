@@ -131,8 +131,14 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
     """Header, weights by name, optimizer arrays by slot, each checked to be finite floats."""
     try:
         # opened here, since np.load leaves a damaged file open
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as handle:
+            if not zipfile.is_zipfile(handle):
+                raise CheckpointError(f"{path} is damaged, or no checkpoint at all: it is not a whole .npz file.")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:

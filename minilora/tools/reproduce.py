@@ -54,10 +54,12 @@ def reproduce(names: list[str], settings: Settings, folder: Path, workers: int) 
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `ValueError` where files cannot be written into `folder`, which is made if need be."""
+    """Raise `ValueError` where files could not be written into `folder`; it is not made yet."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise ValueError(f"The folder {folder} cannot be written: {error.strerror or error}.") from error

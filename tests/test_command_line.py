@@ -1,0 +1,191 @@
+"""The command line as a user meets it: what it makes, what it refuses, what an interruption leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.tools import cli
+from minilora.tools.cli import main
+
+TINY = ["--d-model", "16", "--layers", "1", "--heads", "2", "--batch", "4"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def base():
+    assert main(["pretrain", "--task", "copy", "--steps", "3", *TINY, "--out", "base.npz"]) == 0
+    return "base.npz"
+
+
+def adapt(base, *more):
+    return main(
+        ["adapt", "--base", base, "--task", "upper", "--r", "2", "--steps", "3", "--batch", "4", "--out", "a", *more]
+    )
+
+
+def test_pretrain_adapt_generate_merge(base, capsys):
+    assert adapt(base, "--lr", "0.1") == 0
+    assert sorted(os.listdir("a")) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert "128 of 6,832 parameters trained (1.87 %)" in capsys.readouterr().out
+    assert main(["merge", "--base", base, "--adapter", "a", "--out", "merged.npz"]) == 0
+    capsys.readouterr()
+    prompt = ["--prompt", "2abcd>", "--temperature", "0", "--length", "9"]
+    said = []
+    for model in (["--base", base, "--adapter", "a"], ["--base", "merged.npz"], ["--base", base]):
+        assert main(["generate", *model, *prompt]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].startswith("2abcd>")
+
+
+def test_a_users_own_text_with_characters_of_its_own(capsys):
+    with open("text.txt", "w", encoding="utf-8") as file:
+        file.write("Grüße aus Köln. " * 200)
+    options = ["--text", "text.txt", "--context", "16", "--steps", "3", *TINY]
+    assert main(["pretrain", *options, "--out", "base.npz"]) == 0
+    assert main(["generate", "--base", "base.npz", "--prompt", "Grüß", "--length", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Grüß")
+    assert main(["adapt", "--base", "base.npz", "--text", "text.txt", "--steps", "2", "--r", "1", "--out", "a"]) == 0
+
+
+def test_info_and_help_show_what_they_should(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("minilora", "Python", "NumPy", "BLAS", "thread", "backend", "cache"):
+        assert word in out
+    for command in ("reproduce", "pretrain", "adapt", "generate", "merge", "info"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0 and f"example:\n  minilora {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretrain", "--text", "missing.txt"], "cannot be read"),
+        (["pretrain", "--text", "empty.txt"], "is empty"),
+        (["pretrain", "--text", "binary.txt"], "not UTF-8|binary"),
+        (["pretrain", "--text", "short.txt"], "needs at least 650"),
+        (["pretrain", "--task", "copi"], "no string task 'copi'"),
+        (["pretrain", "--task", "copy", "--steps", "0"], "--steps must be at least 1"),
+        (["pretrain", "--task", "copy", "--batch", "0"], "--batch must be at least 1"),
+        (["pretrain", "--task", "copy", "--d-model", "15"], "not divisible by"),
+        (["adapt", "--base", "base.npz"], "--task NAME or --text FILE"),
+        (["adapt", "--base", "base.npz", "--text", "short.txt"], "not among the 96|needs at least"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--r", "0"], "at least 1, not 0"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--r", "99"], r"at most min\(out, in\) = 16"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--alpha", "0"], "above 0"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--alpha", "nan"], "finite"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--dropout", "1"], "less than 1"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--lr", "nan"], "finite number"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--targets", "q_pro"], "did you mean 'q_proj'"),
+        (["adapt", "--base", "nowhere.npz", "--task", "upper"], "cannot be read"),
+        (["adapt", "--base", "short.txt", "--task", "upper"], "no checkpoint at all"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--resume"], "cannot be read"),
+        (["adapt", "--base", "base.npz", "--task", "upper", "--out", "short.txt/x"], "cannot be written"),
+        (["merge", "--base", "base.npz", "--adapter", "nowhere"], "cannot be read"),
+        (["generate", "--base", "base.npz", "--prompt", "é"], "not among the 96"),
+        (["generate", "--base", "base.npz", "--prompt", ""], "at least one token"),
+        (["generate", "--base", "base.npz", "--prompt", "a", "--temperature", "-1"], "temperature must be"),
+        (["reproduce", "--claim", "ranks"], "there are: zero_init"),
+        (["reproduce", "--seeds", "0"], "at least 1, not 0"),
+        (["reproduce", "--workers", "0"], "at least 1, not 0"),
+        (["reproduce", "--out", "short.txt/x"], "cannot be written"),
+    ],
+)  # fmt: skip
+def test_refusals_exit_with_2_and_write_nothing(base, arguments, message, capsys):
+    open("empty.txt", "w").close()
+    with open("binary.txt", "wb") as file:
+        file.write(bytes(range(256)))
+    with open("short.txt", "w") as file:
+        file.write("too short")
+    before = sorted(os.listdir("."))
+    if arguments[0] in ("pretrain", "adapt", "merge") and "--out" not in arguments:
+        arguments = [*arguments, "--out", "new"]
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"minilora {arguments[0]}: ") and "\n" not in error and "Traceback" not in error
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(error)
+    assert sorted(os.listdir(".")) == before
+
+
+def test_divergence_names_the_step(base, capsys, monkeypatch):
+    original = cli.batch_loss
+    monkeypatch.setattr(
+        cli, "batch_loss", lambda *a: lambda step: original(*a)(step) * (float("inf") if step == 2 else 1)
+    )
+    assert adapt(base) == 2
+    assert "the loss became inf at step 2" in capsys.readouterr().err
+    assert not os.path.exists("a")
+
+
+class _Stop:
+    """batch_loss that is interrupted, as by Ctrl-C, at one step."""
+
+    def __init__(self, step):
+        self.step, self.original = step, cli.batch_loss
+
+    def __call__(self, model, batches):
+        def loss(step):
+            if step == self.step:
+                raise KeyboardInterrupt
+            return self.original(model, batches)(step)
+
+        return loss
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(base, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    options = ["--steps", "10", "--dropout", "0.3", "--lr", "0.05"]
+    assert adapt(base, *options) == 0
+    with open("a/adapter_model.safetensors", "rb") as file:
+        unbroken = file.read()
+    os.remove("a/adapter_model.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "batch_loss", _Stop(7))
+        assert adapt(base, *options) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    assert os.path.exists("a/checkpoint.npz")
+    assert adapt(base, *options, "--resume") == 0
+    with open("a/adapter_model.safetensors", "rb") as file:
+        assert file.read() == unbroken
+    assert not os.path.exists("a/checkpoint.npz")
+
+
+def test_ctrl_c_in_a_real_process(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "minilora",
+        "pretrain",
+        "--task",
+        "copy",
+        "--steps",
+        "100000",
+        *TINY,
+        "--out",
+        "b.npz",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "b.npz.checkpoint.npz"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error and "stopped" in error
+    model = ml.load_model(checkpoint)
+    assert all(np.isfinite(array).all() for array in model.state_dict().values())
+    assert not (tmp_path / "b.npz").exists()

@@ -1,0 +1,82 @@
+"""Runs side by side, and the cache they share."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import minilora as ml
+from minilora.interop import store
+from minilora.tools.sweep import process_pool, sweep
+
+
+def square(x):
+    return x * x
+
+
+def threads_here(_):
+    from minilora.machine import blas_threads
+
+    return blas_threads()
+
+
+def fail_on_two(x):
+    if x == 2:
+        raise ValueError("two is refused")
+    return x
+
+
+def make(configuration):
+    with open(configuration["log"], "a") as log:
+        log.write("made\n")
+    return ml.GPT(ml.GPTConfig(5, 4, 8, 1, 2), seed=configuration["seed"])
+
+
+def ask(configuration):
+    return store.cached_model(configuration, lambda: make(configuration)).state_dict()["lm_head.weight"]
+
+
+def test_results_come_in_the_order_of_the_configurations(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with process_pool(2) as pool:
+        seen = []
+        assert sweep(square, range(9), pool, lambda place, result: seen.append((place, result))) == [
+            x * x for x in range(9)
+        ]
+        assert sorted(seen) == [(x, x * x) for x in range(9)]
+        assert set(sweep(threads_here, [0, 1], pool)) == {1}
+        with pytest.raises(ValueError, match="two is refused"):
+            sweep(fail_on_two, range(5), pool)
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    with ThreadPoolExecutor(2) as pool:
+        assert sweep(square, [3], pool) == [9]
+
+
+def test_two_processes_that_want_one_base_make_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
+    configuration = {"seed": 3, "log": str(tmp_path / "log")}
+    with process_pool(2) as pool:
+        first, second = sweep(ask, [configuration] * 2, pool)
+    np.testing.assert_array_equal(first, second)
+    assert (tmp_path / "log").read_text() == "made\n"
+    ask({**configuration, "seed": 4})
+    assert (tmp_path / "log").read_text() == "made\nmade\n"
+
+
+def test_a_damaged_base_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
+    configuration = {"seed": 3, "log": str(tmp_path / "log")}
+    before = ask(configuration)
+    (path,) = (tmp_path / "cache" / "bases").glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.warns(UserWarning, match="made again"):
+        np.testing.assert_array_equal(ask(configuration), before)
+    assert (tmp_path / "log").read_text() == "made\nmade\n"
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match="set MINILORA_CACHE"):
+        ask({"seed": 0, "log": str(tmp_path / "log")})
