@@ -77,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce",
         _reproduce,
         "Run the paper's claims; write figures, claims.json and claims.md; print the table.",
-        "minilora reproduce --quick --claim zero_init --claim rank",
+        "minilora reproduce --quick --claim zero_init rank",
     )
     sub.add_argument("--quick", action="store_true", help="one base and fewer runs: a first look, no verdicts")
     names = ", ".join(claim.id for claim in CLAIMS)
     sub.add_argument(
-        "--claim", action="append", default=[], metavar="NAME", help=f"only this claim; repeatable: {names}"
+        "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
     )
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
     sub.add_argument("--out", type=Path, default=Path("figures"), help="folder for the report (figures)")
