@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Array, Tensor, as_tensor, needs_grad, record, scatter_rows
-from .backend import asarray, empty, to_numpy, xp
+from .backend import asarray, backend_name, empty, to_numpy, xp
 
 # ---- elementwise -------------------------------------------------------------------------------------
 
@@ -87,9 +87,10 @@ def gelu(x: Tensor) -> Tensor:
     derivative = empty(x.shape, x.dtype) if needs_grad(x) else None
     flat_x, flat_y = x.data.reshape(-1), y.reshape(-1)
     flat_derivative = None if derivative is None else derivative.reshape(-1)
-    # Block by block, so that the fifteen passes stay in the cache: 1.3 to 1.5 times as fast.
-    for start in range(0, x.size, _BLOCK):
-        block = slice(start, start + _BLOCK)
+    # Block by block, so that the fifteen passes stay in the cache: 1.3 to 1.5 times as fast. A GPU takes all at once.
+    step = _BLOCK if backend_name() == "numpy" else max(1, x.size)
+    for start in range(0, x.size, step):
+        block = slice(start, start + step)
         _gelu_block(flat_x[block], flat_y[block], None if flat_derivative is None else flat_derivative[block])
 
     def backward(g: Array) -> tuple[Array]:
