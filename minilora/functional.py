@@ -105,7 +105,7 @@ _BLOCK = 64 * 1024
 def _gelu_block(x: Array, h: Array, derivative: Array | None) -> None:
     """Write x · h over h, and the derivative, for one block."""
     c, k = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
-    square = x * x
+    square = xp.multiply(x, x, out=empty(x.shape, x.dtype))
     xp.multiply(square, k, out=h)
     h += c
     h *= x  # u = cx + kx³
