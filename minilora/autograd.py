@@ -135,7 +135,7 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
             elif parent in ours:
                 pending[parent] += gradient
             else:
-                pending[parent] = pending[parent] + gradient
+                pending[parent] = _elementwise(xp.add, pending[parent], gradient)
                 ours.add(parent)
         if not retain_graph:
             node.backward, node.parents = None, ()
@@ -472,9 +472,10 @@ def _as_array(data: Any) -> Array:
 
 def _elementwise(operation: Any, a: Array, b: Array) -> Array:
     """`operation(a, b)`, its result in a block used before where that pays."""
-    if a.shape == b.shape and a.dtype == b.dtype:
-        return operation(a, b, out=empty(a.shape, a.dtype))
-    return operation(a, b)
+    if a.dtype != b.dtype or a.dtype.kind != "f":
+        return operation(a, b)
+    shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    return operation(a, b, out=empty(shape, a.dtype))
 
 
 def _restore_axes(g: Array, shape: tuple[int, ...], axis: Any, keepdims: bool) -> Array:
