@@ -134,7 +134,7 @@ def _aligned(size: int) -> np.ndarray:
     raw = np.empty(size + _LINE, np.uint8)
     start = -raw.ctypes.data % _LINE
     # through a memoryview, so that views of the block count as references to it, not to `raw`
-    return np.frombuffer(memoryview(raw)[start : start + size], np.uint8)
+    return np.frombuffer(raw.data[start : start + size], np.uint8)
 
 
 def _idle_references() -> int:
