@@ -99,7 +99,7 @@ def gelu(x: Tensor) -> Tensor:
     return record(y, (x,), backward)
 
 
-_BLOCK = 64 * 1024
+_BLOCK = 64 * 1024  # numbers; a few arrays of them fit into the second-level cache of a core
 
 
 def _gelu_block(x: Array, h: Array, derivative: Array | None) -> None:
@@ -211,7 +211,7 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
 
     def backward(g: Array) -> tuple[Array]:
         scale = g / count
-        d = _scale_rows(probability, scale / total, out=empty(probability.shape, flat.dtype))
+        d = xp.multiply(probability, (scale / total)[:, None], out=empty(probability.shape, flat.dtype))
         d[xp.arange(count), target] -= scale
         if count < host.size:
             picked, d = d, xp.zeros(flat_shape, dtype=d.dtype)
@@ -269,8 +269,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     rows = x.data.reshape(-1, D)
     # A product with a column of 1/D is the mean, five times as fast as mean(axis=-1).
     x_hat = xp.subtract(rows, rows @ _column(1 / D, D, rows.dtype), out=empty(rows.shape, rows.dtype))
-    r_std = 1 / xp.sqrt(xp.einsum("md,md->m", x_hat, x_hat) / D + eps)  # (M,)
-    _scale_rows(x_hat, r_std, out=x_hat)
+    r_std = 1 / xp.sqrt(xp.einsum("md,md->m", x_hat, x_hat) / D + eps)[:, None]  # (M, 1)
+    x_hat *= r_std
     y = xp.multiply(x_hat, weight.data, out=empty(rows.shape, rows.dtype))
     y += bias.data
     shape, w = x.shape, weight.data
@@ -283,10 +283,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
             dw = sum_rows(xp.multiply(g, x_hat, out=empty(g.shape, g.dtype)))
         if x_needs:
             dx = xp.multiply(g, w, out=empty(g.shape, g.dtype))  # h
-            correlation = xp.einsum("md,md->m", dx, x_hat) / D  # mean(h x̂), (M,)
+            correlation = xp.einsum("md,md->m", dx, x_hat)[:, None] / D  # mean(h x̂), (M, 1)
             dx -= dx @ _column(1 / D, D, dx.dtype)
-            dx -= _scale_rows(x_hat, correlation, out=empty(g.shape, g.dtype))
-            dx = _scale_rows(dx, r_std, out=dx).reshape(shape)
+            dx -= xp.multiply(x_hat, correlation, out=empty(g.shape, g.dtype))
+            dx *= r_std
+            dx = dx.reshape(shape)
         return dx, dw, sum_rows(g) if b_needs else None
 
     return record(y.reshape(shape), (x, weight, bias), backward)
@@ -395,11 +396,6 @@ def sum_rows(x: Array) -> Array:
 def _column(value: float, count: int, dtype: Any) -> Array:
     """(count, 1), each entry `value`."""
     return xp.full((count, 1), value, dtype=dtype)
-
-
-def _scale_rows(x: Array, factors: Array, out: Array) -> Array:
-    """x (M, D), each row times its factor (M,)."""
-    return xp.multiply(x, factors[:, None], out=out)
 
 
 def _heads(B: int, H: int, T: int, d: int, dtype: Any) -> Array:

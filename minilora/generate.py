@@ -21,11 +21,12 @@ def generate(
     k likeliest. Once the context is full, the model reads its last `context_length` tokens. The model is
     read in evaluation mode. Raises `ValueError` for settings out of range or an empty prompt.
     """
-    sequence = [int(i) for i in np.asarray(ids).ravel()]
-    if not sequence:
+    prompt = np.asarray(ids).ravel()
+    if prompt.size == 0:
         raise ValueError("Generating needs a prompt of at least one token.")
-    if np.asarray(ids).dtype.kind not in "iu":
-        raise TypeError(f"The prompt's ids must be integers, not {np.asarray(ids).dtype}.")
+    if prompt.dtype.kind not in "iu":
+        raise TypeError(f"The prompt's ids must be integers, not {prompt.dtype}.")
+    sequence = prompt.tolist()
     if new_tokens < 0:
         raise ValueError(f"new_tokens must be at least 0, not {new_tokens}.")
     if not 0 <= temperature < float("inf"):

@@ -231,6 +231,11 @@ def lora_layers(model: Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
+def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
+    """What the wrapped layers of one model share: settings, generator, whether merged or disabled."""
+    return next(iter(layers.values())).adapter
+
+
 def merge_lora(model: Module) -> None:
     """Compute W₀ + ΔW beside every W₀ and answer with it: one product a layer, as fast as the base (§4.1).
 
@@ -238,7 +243,7 @@ def merge_lora(model: Module) -> None:
     finite; then nothing has changed.
     """
     layers = _require_lora(model)
-    if _adapter(layers).merged:
+    if shared_adapter(layers).merged:
         raise ValueError("This model is merged already.")
     merged = {name: layer.weight.data + layer.delta_weight() for name, layer in layers.items()}
     for name, weight in merged.items():
@@ -246,17 +251,17 @@ def merge_lora(model: Module) -> None:
             raise ValueError(f"Nothing was merged: ΔW of {name} is not finite, so its training diverged.")
     for name, layer in layers.items():
         layer.merged_weight = Tensor(merged[name])
-    _adapter(layers).merged = True
+    shared_adapter(layers).merged = True
 
 
 def unmerge_lora(model: Module) -> None:
     """As before `merge_lora`, bit for bit: W₀ was never touched. Raises `ValueError` if it is not merged."""
     layers = _require_lora(model)
-    if not _adapter(layers).merged:
+    if not shared_adapter(layers).merged:
         raise ValueError("This model is not merged.")
     for layer in layers.values():
         layer.merged_weight = None
-    _adapter(layers).merged = False
+    shared_adapter(layers).merged = False
 
 
 def remove_lora(model: Module) -> None:
@@ -264,7 +269,7 @@ def remove_lora(model: Module) -> None:
     layers = _require_lora(model)
     for name, layer in layers.items():
         _replace(model, name, _plain(layer))
-    for parameter in _adapter(layers).thawed:
+    for parameter in shared_adapter(layers).thawed:
         parameter.requires_grad = True
 
 
@@ -279,9 +284,9 @@ def merge_and_unload(model: Module) -> None:
         owners = [n for n, m in model.named_modules() if getattr(m, "weight", None) is layer.weight]
         if len(owners) > 1:
             raise ValueError(f"ΔW of {name} cannot go into its weight, which {' and '.join(owners)} share.")
-    if not _adapter(layers).merged:
+    if not shared_adapter(layers).merged:
         merge_lora(model)
-    thawed = {id(p) for p in _adapter(layers).thawed}
+    thawed = {id(p) for p in shared_adapter(layers).thawed}
     remove_lora(model)
     modules = dict(model.named_modules())
     for name, layer in layers.items():
@@ -292,7 +297,7 @@ def merge_and_unload(model: Module) -> None:
 @contextmanager
 def lora_disabled(model: Module) -> Iterator[None]:
     """Within this context the base answers, merged or not."""
-    adapter = _adapter(_require_lora(model))
+    adapter = shared_adapter(_require_lora(model))
     before, adapter.disabled = adapter.disabled, True
     try:
         yield
@@ -342,10 +347,6 @@ def _require_lora(model: Module) -> dict[str, LoRALinear]:
     if not layers:
         raise ValueError("This model has no LoRA: call add_lora(model, config) or load_adapter(model, folder) first.")
     return layers
-
-
-def _adapter(layers: dict[str, LoRALinear]) -> Adapter:
-    return next(iter(layers.values())).adapter
 
 
 def _plain(layer: LoRALinear) -> Linear:

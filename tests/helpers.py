@@ -24,6 +24,16 @@ def randomize_lora(model, seed=1):
         layer.lora_B.data[...] = rng.normal(0, 0.5, layer.lora_B.shape)
 
 
+def randomize(model, seed=3, std=0.3):
+    """Give every lora_A and lora_B Gaussian entries; returns the parameters."""
+    noise, parameters = np.random.default_rng(seed), []
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.data[...] = noise.normal(0, std, p.shape)
+            parameters.append(p)
+    return parameters
+
+
 def lora_gpt(targets=ALL_TARGETS, r=2, alpha=3, randomize=True, **changes):
     """A tiny GPT with LoRA whose B is no longer zero; further settings go to the LoRA config or to the model."""
     lora_settings = {k: changes.pop(k) for k in ("dropout", "init", "init_std", "scaling") if k in changes}

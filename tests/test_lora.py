@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import randomize
+from helpers import randomize
 
 import minilora as ml
 from minilora import functional as F

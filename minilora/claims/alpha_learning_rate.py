@@ -22,10 +22,9 @@ from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import SGD, Adam, Optimizer, linear_schedule
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, string_draw
-from .claim import FAILS, HOLDS, Claim, Configuration, Outcome, Result, Runs, Settings, deviation, mean, select
+from .claim import BITS, FAILS, HOLDS, Claim, Configuration, Outcome, Result, Runs, Settings, deviation, mean, select
 
 TASK, R = "revupper", 8
-BITS = 1 / math.log(2)
 ALPHAS = (0.5, 2.0, 8.0, 32.0, 128.0)  # powers of 4
 RATES = tuple(2.0**-k for k in range(10, 1, -1))  # powers of 2
 STEPS = 150

@@ -46,7 +46,7 @@ def load_base(world: str, seed: int) -> GPT:
     return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
 
 
-def pretrain(world: str, seed: int, callback: Callable[[int, float], Any] | None = None) -> GPT:
+def pretrain(world: str, seed: int) -> GPT:
     """Pretrain the base `seed` of a world, from its recipe."""
     recipe = _WORLDS[world]
     draw = string_draw(PRETRAINING, recipe["batch"]) if world == "strings" else text_draw("english", recipe["batch"])
@@ -61,7 +61,6 @@ def pretrain(world: str, seed: int, callback: Callable[[int, float], Any] | None
         recipe["steps"],
         schedule=cosine_schedule(recipe["steps"], warmup=0.05, final=0.1),
         clip=recipe["clip"],
-        callback=callback,
     )
     return model
 

@@ -16,6 +16,8 @@ FAILS = "does not hold at this scale"
 NOISE = "within noise"
 ILLUSTRATION = "illustration, no verdict"
 
+BITS = 1 / math.log(2)  # of one nat
+
 Configuration = dict[str, Any]
 Result = dict[str, Any]
 Runs = Sequence[tuple[Configuration, Result]]

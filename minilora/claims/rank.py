@@ -21,6 +21,7 @@ from ..tasks import planted
 from ..training import evaluate, evaluate_exact_match, train
 from .bases import adapt, held_out_strings, held_out_text, load_base, string_draw, text_draw
 from .claim import (
+    BITS,
     FAILS,
     HOLDS,
     Claim,
@@ -37,7 +38,6 @@ from .claim import (
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
 
-BITS = 1 / math.log(2)
 D, SPECTRUM = 32, (4.0, 3.0, 2.0, 1.0)  # the planted problem
 PLANTED_RANKS = (1, 2, 3, 4, 6, 8, 16, 32)
 STRING_TASKS, STRING_RANKS, STRING_STEPS = ("pairs", "revupper"), (1, 2, 4, 8, 16, 64), 300

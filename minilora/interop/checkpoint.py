@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..gpt import GPT, GPTConfig
-from ..lora import LoRAConfig, add_lora, lora_layers
+from ..lora import LoRAConfig, add_lora, lora_layers, shared_adapter
 from ..nn import Module
 from ..optim import Optimizer
 from .files import write_atomically
@@ -44,7 +44,7 @@ def save_checkpoint(
         header["dtype"] = str(model.token_embedding.weight.dtype)
     layers = lora_layers(model)
     if layers:
-        adapter = next(iter(layers.values())).adapter
+        adapter = shared_adapter(layers)
         header["lora"] = dataclasses.asdict(adapter.config)
         header["dropout_rng"] = adapter.rng.bit_generator.state
     if rng is not None:
@@ -77,7 +77,8 @@ def load_checkpoint(
         if wanted is not None and key not in header:
             raise CheckpointError(f"The checkpoint {path} holds no {what}.")
     generators = [] if rng is None else [(rng, "rng")]
-    generators += [(layer.adapter.rng, "dropout_rng") for layer in list(layers.values())[:1]]
+    if layers:
+        generators.append((shared_adapter(layers).rng, "dropout_rng"))
     before, states = model.state_dict(), [generator.bit_generator.state for generator, _ in generators]
     try:
         step = int(header["step"])
@@ -88,7 +89,7 @@ def load_checkpoint(
         if optimizer is not None:  # last, since it changes all or nothing
             optimizer.load_state_dict({**header["optimizer"], "arrays": slots})
     except (ValueError, TypeError, KeyError) as error:
-        if not any(layer.adapter.merged for layer in layers.values()):
+        if not (layers and shared_adapter(layers).merged):
             model.load_state_dict(before)
         for (generator, _), state in zip(generators, states, strict=True):
             generator.bit_generator.state = state
@@ -100,10 +101,11 @@ def _check_settings(header: dict[str, Any], model: Module) -> None:
     """Raise `ValueError` where the weights have the right shapes and yet made another function."""
     if isinstance(model, GPT) and GPTConfig(**header["gpt"]) != model.config:
         raise ValueError(f"it was saved from {GPTConfig(**header['gpt'])}; the model has {model.config}.")
-    for layer in lora_layers(model).values():
-        saved = LoRAConfig(**header["lora"]).scale
-        if saved != layer.scaling:
-            raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {layer.scaling:g}.")
+    layers = lora_layers(model)
+    if layers:
+        saved, own = LoRAConfig(**header["lora"]).scale, shared_adapter(layers).config.scale
+        if saved != own:
+            raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {own:g}.")
 
 
 def load_model(path: str | Path) -> GPT:
@@ -114,8 +116,8 @@ def load_model(path: str | Path) -> GPT:
         if "lora" in header:
             add_lora(model, LoRAConfig(**header["lora"]), seed=None)
         model.load_state_dict(weights)
-        for layer in list(lora_layers(model).values())[:1]:
-            layer.adapter.rng.bit_generator.state = header["dropout_rng"]
+        if "lora" in header:
+            shared_adapter(lora_layers(model)).rng.bit_generator.state = header["dropout_rng"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint {path} holds no GPT that minilora can rebuild: {error}") from error
     return model

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from ..backend import asarray, xp
-from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, matching_linears
+from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, matching_linears, shared_adapter
 from ..nn import Module
 from .files import write_atomically, write_text
 
@@ -64,7 +64,7 @@ class AdapterError(ValueError):
 def save_adapter(model: Module, folder: str | Path) -> None:
     """Write the adapter of a model with LoRA. Raises `ValueError` where there is none or it cannot be written."""
     state = lora_state_dict(model)
-    config = next(iter(lora_layers(model).values())).adapter.config
+    config = shared_adapter(lora_layers(model)).config
     fields = {
         "peft_type": "LORA",
         "r": int(config.r),
@@ -105,7 +105,7 @@ def load_adapter(model: Module, folder: str | Path) -> None:
     except ValueError as error:
         raise AdapterError(f"The adapter in {folder} does not fit this model: {error}") from error
     if layers:
-        own = next(iter(layers.values())).adapter.config
+        own = shared_adapter(layers).config
         if names != list(layers) or own.r != config.r:
             raise AdapterError(
                 f"The adapter in {folder} (r {config.r}, {', '.join(config.target_modules)}) is not of the shape of "

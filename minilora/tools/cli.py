@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import platform
 import sys
@@ -18,7 +17,7 @@ from .. import __version__
 from ..backend import backend_name
 from ..claims import CLAIMS
 from ..claims.bases import load_base, string_draw
-from ..claims.claim import Settings
+from ..claims.claim import BITS, Settings
 from ..claims.report import table
 from ..data import PRINTABLE, Batch, Vocabulary, english_text, fixed, read_text, seeded, split, windows
 from ..generate import generate_text
@@ -194,7 +193,7 @@ def _pretrain(options: Any) -> None:
     config = GPTConfig(len(vocabulary), context, options.d_model, options.layers, options.heads)
     model = GPT(config, seed=options.seed)
     optimizer = AdamW(model.parameters(), options.lr, betas=(0.9, 0.99))
-    schedule = cosine_schedule(max(1, options.steps), warmup=0.05, final=0.1)
+    schedule = cosine_schedule(options.steps, warmup=0.05, final=0.1)
     checkpoint = options.out.with_name(options.out.name + ".checkpoint.npz")
     _train(options, model, optimizer, data, schedule, checkpoint, clip=1.0)
     save_checkpoint(options.out, model, step=options.steps, notes={"vocabulary": vocabulary.characters})
@@ -212,16 +211,17 @@ def _adapt(options: Any) -> None:
     text = read_text(options.text) if options.text else None
     data = _Data(options, vocabulary, model.config.context_length, tasks, text)
     before = data.measure(model)
-    parameters = add_lora(model, LoRAConfig(options.r, options.alpha, targets, options.dropout), seed=options.seed)
+    config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
+    parameters = add_lora(model, config, seed=options.seed)
     optimizer = Adam(parameters, options.lr)
     checkpoint = options.out / "checkpoint.npz"
-    schedule = linear_schedule(max(1, options.steps))
+    schedule = linear_schedule(options.steps)
     _train(options, model, optimizer, data, schedule, checkpoint, clip=None)
     save_adapter(model, options.out)
     checkpoint.unlink(missing_ok=True)
     trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
-    print(f"{trainable:,} of {total:,} parameters trained ({100 * trainable / total:.2f} %), scaling α/r = "
-          f"{LoRAConfig(options.r, options.alpha).scale:g}.")  # fmt: skip
+    share = 100 * trainable / total
+    print(f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.")
     print(f"held out, before: {before}; after: {data.measure(model)}. Saved in {options.out}.")
 
 
@@ -308,7 +308,7 @@ class _Data:
 
     def measure(self, model: GPT) -> str:
         """Quality on held-out batches, in words."""
-        bits = evaluate(model, self.held_out) / math.log(2)
+        bits = BITS * evaluate(model, self.held_out)
         if self.tasks:
             return f"{100 * evaluate_exact_match(model, self.held_out):.1f} % exact, {bits:.3f} bits/character"
         return f"{bits:.3f} bits/character"
