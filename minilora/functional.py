@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Array, Tensor, as_tensor, needs_grad, record, scatter_rows
-from .backend import asarray, backend_name, empty, to_numpy, xp
+from .backend import asarray, backend_name, empty, matmul, matmul_over_rows, to_numpy, xp
 
 # ---- elementwise -------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     def backward(g: Array) -> tuple[Array | None, ...]:
         g = g.reshape(-1, g.shape[-1])  # (..., out) -> (M, out)
         dx = None if saved_weight is None else matmul(g, saved_weight).reshape(shape)
-        dw = None if saved_rows is None else matmul(g.T, saved_rows)  # (out, M) @ (M, in) -> (out, in)
+        dw = None if saved_rows is None else matmul_over_rows(g, saved_rows)  # (out, M) @ (M, in) -> (out, in)
         db = sum_rows(g) if bias_needs_grad else None
         return (dx, dw, db)[: len(parents)]
 
@@ -280,7 +280,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
         g = g.reshape(-1, D)
         dx = dw = None
         if w_needs:
-            dw = sum_rows(xp.multiply(g, x_hat, out=empty(g.shape, g.dtype)))
+            dw = xp.einsum("md,md->d", g, x_hat)  # without the array of products: twice as fast
         if x_needs:
             dx = xp.multiply(g, w, out=empty(g.shape, g.dtype))  # h
             correlation = xp.einsum("md,md->m", dx, x_hat)[:, None] / D  # mean(h x̂), (M, 1)
@@ -316,9 +316,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     dv = Pᵀ g, dP = g vᵀ, dScores = P(dP - Σ g·y), dq = dScores k/√(D/H), dk = dScoresᵀ q/√(D/H).
 
     Queries go in blocks, and each block meets only the keys that its last query sees: half of all pairs are
-    never computed in a long sequence. The scores are stored keys x queries, with the heads next to the queries in
-    memory, so that the sums of the softmax run along long contiguous rows: three times as fast. Results are laid
-    out (B, T, H, D/H), so that merging heads is free. Raises `ValueError` where the shapes do not fit.
+    never computed in a long sequence. 1/√(D/H) goes into the small factor of a product. The scores are stored keys x
+    queries, with the heads next to the queries in memory, so that the sums of the softmax run along long contiguous
+    rows: three times as fast. Results are laid out (B, T, H, D/H), so that merging heads is free. Raises `ValueError`
+    where the shapes do not fit.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     if q.ndim != 4 or k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
@@ -331,19 +332,19 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if S < T:
         raise ValueError(f"Each of the {T} queries needs a key at its own position; there are only {S} keys.")
     scale, dtype = 1 / math.sqrt(d), q.dtype
-    queries = xp.multiply(q.data, scale, out=_heads(B, H, T, d, dtype))
-    keys, values, y = k.data, v.data, _heads(B, H, T, d, dtype)
+    queries, keys, values, y = q.data, k.data, v.data, _heads(B, H, T, d, dtype)
     blocks = []  # (queries, keys they see, P) of each block
     for start in range(0, T, _QUERIES):
         block = slice(start, min(start + _QUERIES, T))
         seen = slice(block.stop + S - T)
         n = block.stop - start
         # (B, H, S, D/H) @ (B, H, D/H, T) -> (B, H, S, T)
-        p = xp.matmul(keys[:, :, seen], queries[:, :, block].swapaxes(-1, -2), out=_heads(B, H, seen.stop, n, dtype))
-        p[:, :, seen.stop - n :] += _causal_mask(n, dtype)
+        p = _heads(B, H, seen.stop, n, dtype)
+        xp.matmul(keys[:, :, seen], _scaled_columns(queries[:, :, block], scale), out=p)
+        p[:, :, seen.stop - n :] += _causal_mask(n, H, dtype)
         p -= p.max(axis=-2, keepdims=True)
         xp.exp(p, out=p)
-        p *= 1 / p.sum(axis=-2, keepdims=True)
+        p *= 1 / xp.matmul(xp.ones((1, seen.stop), dtype), p)  # a sum over keys, three times as fast as sum(axis=-2)
         # (B, H, T, S) @ (B, H, S, D/H) -> (B, H, T, D/H)
         xp.matmul(p.swapaxes(-1, -2), values[:, :, seen], out=y[:, :, block])
         blocks.append((block, seen, p))
@@ -353,7 +354,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dq = _heads(B, H, T, d, dtype) if q_needs else None
         dk = _heads(B, H, S, d, dtype) if k_needs else None
         dv = _heads(B, H, S, d, dtype) if v_needs else None
-        correlation = xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :]  # Σ over keys of P dP, from its result
+        correlation = xp.einsum("bhtd,bhtd->bht", g, y)[:, :, None, :] * scale  # Σ over keys of P dP, from its result
         # From the last block, which sees every key and so starts the sums over queries.
         for block, seen, p in reversed(blocks):
             g_block = g[:, :, block]
@@ -361,17 +362,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 _add_product(dv, seen, p, g_block)  # (B, H, S, T) @ (B, H, T, D/H) -> (B, H, S, D/H)
             if dq is None and dk is None:
                 continue
-            ds = xp.matmul(
-                values[:, :, seen], g_block.swapaxes(-1, -2), out=_heads(B, H, p.shape[2], p.shape[3], dtype)
-            )  # dP
+            ds = _heads(B, H, p.shape[2], p.shape[3], dtype)
+            xp.matmul(values[:, :, seen], _scaled_columns(g_block, scale), out=ds)  # dP/√(D/H)
             ds -= correlation[..., block]
             ds *= p
             if dq is not None:
                 xp.matmul(ds.swapaxes(-1, -2), keys[:, :, seen], out=dq[:, :, block])
             if dk is not None:
                 _add_product(dk, seen, ds, queries[:, :, block])
-        if dq is not None:
-            dq *= scale
         return dq, dk, dv
 
     return record(y, (q, k, v), backward)
@@ -381,11 +379,6 @@ _QUERIES = 32  # in a block
 
 
 # ---- helpers -----------------------------------------------------------------------------------------
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """(M, k) @ (k, n) -> (M, n), into a block used before where one is free."""
-    return xp.matmul(a, b, out=empty((a.shape[0], b.shape[1]), xp.result_type(a, b)))
 
 
 def sum_rows(x: Array) -> Array:
@@ -403,10 +396,18 @@ def _heads(B: int, H: int, T: int, d: int, dtype: Any) -> Array:
     return empty((B, T, H, d), dtype).transpose(0, 2, 1, 3)
 
 
-def _causal_mask(n: int, dtype: Any) -> Array:
-    """(n, n): 0 where query t, a column, sees key s <= t, else -inf."""
+def _scaled_columns(x: Array, scale: float) -> Array:
+    """(B, H, T, D/H) -> scale times it as (B, H, D/H, T): a product with rows on its right is twice as fast."""
+    B, H, T, d = x.shape
+    return xp.multiply(x.swapaxes(-1, -2), scale, out=empty((B, H, d, T), x.dtype))
+
+
+def _causal_mask(n: int, H: int, dtype: Any) -> Array:
+    """(H, n, n): 0 where query t, a column, sees key s <= t, else -inf. Laid out like the scores, to be added fast."""
     positions = xp.arange(n)
-    return xp.where(positions[:, None] <= positions, 0.0, -xp.inf).astype(dtype)
+    mask = _heads(1, H, n, n, dtype)[0]
+    mask[...] = xp.where(positions[:, None] <= positions, 0.0, -xp.inf)
+    return mask
 
 
 def _add_product(total: Array, seen: slice, a: Array, b: Array) -> None:

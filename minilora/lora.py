@@ -22,8 +22,8 @@ import numpy as np
 
 from . import functional as F
 from .autograd import Array, Tensor, needs_grad, record
-from .backend import asarray, xp
-from .functional import matmul, sum_rows
+from .backend import asarray, matmul, matmul_over_rows, xp
+from .functional import sum_rows
 from .nn import Dropout, Linear, Module, Parameter, gaussian
 
 INITS = ("gaussian", "kaiming")
@@ -124,10 +124,10 @@ def lora_linear(
 
     def backward(g: Array) -> tuple[Array | None, ...]:
         g = g.reshape(-1, g.shape[-1])  # (..., out) -> (M, out)
-        db = matmul(g.T, z)  # (out, M) @ (M, r) -> (out, r); z holds s·A x̃
+        db = matmul_over_rows(g, z)  # (out, M) @ (M, r) -> (out, r); z holds s·A x̃
         dz = matmul(g, b)  # (M, out) @ (out, r) -> (M, r)
         dz *= scaling
-        da = matmul(dz.T, dropped_rows)  # (r, M) @ (M, in) -> (r, in)
+        da = matmul_over_rows(dz, dropped_rows)  # (r, M) @ (M, in) -> (r, in)
         dx = matmul(g, w) if x_needs else None  # (M, out) @ (out, in) -> (M, in)
         dropped_dx = matmul(dz, a) if dropped_needs else None  # (M, r) @ (r, in) -> (M, in)
         if same and dx is not None:
@@ -135,7 +135,7 @@ def lora_linear(
         gradients = [da, db, None if dx is None else dx.reshape(shape)]
         if not same:
             gradients.append(None if dropped_dx is None else dropped_dx.reshape(shape))
-        gradients.append(None if saved_rows is None else matmul(g.T, saved_rows))
+        gradients.append(None if saved_rows is None else matmul_over_rows(g, saved_rows))
         if bias is not None:
             gradients.append(sum_rows(g) if bias_needs else None)
         return tuple(gradients)

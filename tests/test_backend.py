@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import ids, lora_gpt, loss, randomize_lora, snapshot, tiny_gpt
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
@@ -20,6 +20,36 @@ LARGE = (64, 256)  # float32: 64 KB, twice what the pool begins at
 @pytest.fixture(autouse=True)
 def fresh_pool(monkeypatch):
     monkeypatch.setattr(backend, "_pool", backend._Pool())
+
+
+# ---- products cut into small ones --------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0, 10**6], ids=["whole", "cut"])
+def small_product(request, monkeypatch):
+    """Both ways, whatever processor this is."""
+    monkeypatch.setattr(backend, "_SMALL_PRODUCT", request.param)
+
+
+@given(
+    M=st.sampled_from([1, 63, 64, 70, 300, 512, 555]),
+    k=st.sampled_from([1, 32, 64, 128, 96, 200]),
+    n=st.sampled_from([1, 4, 64, 96, 512]),
+    dtype=st.sampled_from(["float32", "float64"]),
+    transposed=st.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_products_of_any_shape_are_right(small_product, M, k, n, dtype, transposed):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(M, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+    right = np.asfortranarray(b) if transposed else b
+    product = backend.matmul(a, right)
+    over_rows = backend.matmul_over_rows(a, product)
+    wide = a.astype("float64")
+    for result, expected in ((product, wide @ b), (over_rows, wide.T @ product.astype("float64"))):
+        assert result.dtype == dtype and result.flags.c_contiguous
+        largest = abs(expected).max()
+        assert abs(result - expected).max() <= (1e-5 if dtype == "float32" else 1e-13) * largest
 
 
 # ---- the pool of blocks ------------------------------------------------------------------------------
