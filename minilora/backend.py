@@ -188,17 +188,24 @@ _HEIGHT, _WIDTH, _DEPTH = 32, 64, 256  # of a tile of a gradient of weights, and
 def matmul(a: Any, b: Any) -> Any:
     """(M, k) @ (k, n) -> (M, n), into a block used before where one is free."""
     (M, k), n = a.shape, b.shape[1]
-    out = empty((M, n), xp.result_type(a, b))
-    rows = min(_SMALL_PRODUCT // max(1, k * n), M) // 4 * 4  # of one small product
+    out = empty((M, n), a.dtype if a.dtype == b.dtype else xp.result_type(a, b))
+    rows = _power_of_two(_SMALL_PRODUCT // max(1, k * n))  # of one small product
     if rows < 8 or M < _FEW_ROWS or _current.library is not np or not a.flags.c_contiguous:
         return xp.matmul(a, b, out=out)
     right = empty(b.shape, b.dtype)
     right[...] = b
+    if rows >= M:
+        return np.matmul(a, right, out=out)
     whole = M - M % rows
     np.matmul(a[:whole].reshape(-1, rows, k), right, out=out[:whole].reshape(-1, rows, n))
     if whole < M:
         np.matmul(a[whole:], right, out=out[whole:])
     return out
+
+
+def _power_of_two(limit: int) -> int:
+    """The largest one up to a limit: it divides most batches. 0 for 0."""
+    return 1 << limit.bit_length() >> 1
 
 
 def matmul_over_rows(a: Any, b: Any) -> Any:
