@@ -11,6 +11,7 @@ needs a gradient: with a frozen weight nothing is kept, or computed, for it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -306,6 +307,17 @@ def embedding(weight: Tensor, ids: Any) -> Tensor:
         return (scatter_rows(g.reshape(-1, D), flat, V),)
 
     return record(weight.data[flat].reshape(*host.shape, D), (weight,), backward)
+
+
+def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """One after the other along `axis`; every part gets its own stretch of the gradient."""
+    parts = [as_tensor(x) for x in tensors]
+    ends = np.cumsum([x.shape[axis] for x in parts])[:-1].tolist()
+
+    def backward(g: Array) -> tuple[Array, ...]:
+        return tuple(xp.split(g, ends, axis=axis))
+
+    return record(xp.concatenate([x.data for x in parts], axis=axis), parts, backward)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

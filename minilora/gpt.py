@@ -56,14 +56,14 @@ class Attention(Module):
         self.o_proj = Linear(D, D, rng=rng, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, D = x.shape
-
-        def split(y: Tensor) -> Tensor:  # (B, T, D) -> (B, H, T, D/H)
-            return y.reshape(B, T, self.n_heads, D // self.n_heads).transpose(0, 2, 1, 3)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        y = F.causal_attention(q, k, v).transpose(0, 2, 1, 3).reshape(B, T, D)  # (B, H, T, D/H) -> (B, T, D)
+        q, k, v = self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
+        y = F.causal_attention(q, k, v).transpose(0, 2, 1, 3).reshape(*x.shape)  # (B, H, T, D/H) -> (B, T, D)
         return self.o_proj(y)
+
+    def split(self, y: Tensor) -> Tensor:
+        """Into heads: (B, T, D) -> (B, H, T, D/H)."""
+        B, T, D = y.shape
+        return y.reshape(B, T, self.n_heads, D // self.n_heads).transpose(0, 2, 1, 3)
 
 
 class MLP(Module):
@@ -115,13 +115,20 @@ class GPT(Module):
 
     def forward(self, ids: Any) -> Tensor:
         """Raises `TypeError` for ids that are not integers, `ValueError` for a wrong shape or an unknown id."""
+        return self.read(self.embed(ids))
+
+    def embed(self, ids: Any) -> Tensor:
+        """Token and position together: ids (B, T) -> (B, T, D)."""
         ids = to_numpy(ids.data if isinstance(ids, Tensor) else ids)
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
         T, limit = ids.shape[1], self.config.context_length
         if T > limit:
             raise ValueError(f"The sequence has {T} positions; the context holds at most {limit}: shorten it.")
-        x = self.token_embedding(ids) + self.position_embedding.weight[:T]  # (B, T, D) + (T, D) -> (B, T, D)
+        return self.token_embedding(ids) + self.position_embedding.weight[:T]  # (B, T, D) + (T, D) -> (B, T, D)
+
+    def read(self, x: Tensor) -> Tensor:
+        """All blocks, then the head: (B, T, D) -> logits (B, T, V)."""
         for block in self.blocks:
             x = block(x)
         return self.lm_head(self.ln_f(x))  # (B, T, D) -> (B, T, V)

@@ -186,6 +186,19 @@ def dropouts(draw):
 
 
 @st.composite
+def concatenations(draw):
+    first = draw(arrays(shapes_with_axis))
+    axis = draw(st.integers(-first.ndim, first.ndim - 1))
+    lengths = draw(st.lists(st.integers(0, 3), min_size=0, max_size=2))
+    shape = list(first.shape)
+    others = []
+    for length in lengths:
+        shape[axis] = length
+        others.append(draw(arrays(tuple(shape))))
+    return (lambda *parts: F.concatenate(parts, axis)), (first, *others)
+
+
+@st.composite
 def attentions(draw):
     """S >= T keys; heads split off by a transpose, as in the model, or not."""
     B, H, T, d = (draw(st.integers(1, 3)) for _ in range(4))
@@ -244,6 +257,7 @@ OPERATIONS = {
     "linear": linears(),
     "layer_norm": layer_norms(),
     "embedding": embeddings(),
+    "concatenate": concatenations(),
     "causal_attention": attentions(),
     "lora_linear": lora_linears(),
 }

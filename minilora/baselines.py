@@ -1,0 +1,208 @@
+"""What LoRA is compared with (§5.1): other ways to adapt a trained GPT by few parameters.
+
+Two train a part of the model: the last block alone (FT-Top), the biases alone (BitFit). Three add something: vectors
+before the text (prompt tuning, the paper's PreEmbed), keys and values before every attention's own (prefix tuning,
+in the place of the paper's PreLayer), small networks after attention and MLP (bottleneck adapters). Each freezes the
+base and returns the parameters that train, as `add_lora` does. Last, one that trains everything, but only within a
+random subspace.
+
+Letters: B batch · T time · P prefix · D `d_model` · H heads · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import functional as F
+from .autograd import Tensor, no_grad
+from .backend import asarray, xp
+from .gpt import GPT, Attention
+from .nn import LayerNorm, Linear, Module, Parameter
+from .optim import Adam
+
+
+def last_block(model: GPT) -> list[Parameter]:
+    """Train the last block and nothing else: few layers, but of full rank."""
+    _freeze(model)
+    return _thaw(model.blocks[-1].parameters())
+
+
+def bitfit(model: Module) -> list[Parameter]:
+    """Train every bias, LayerNorm's too, and nothing else (Ben Zaken et al. 2021)."""
+    _freeze(model)
+    return _thaw([parameter for name, parameter in model.named_parameters() if name.endswith("bias")])
+
+
+# ---- before the text ---------------------------------------------------------------------------------
+
+
+class PromptTuned(Module):
+    """A GPT that reads P trained vectors before its text (Lester et al. 2021; §5.1, PreEmbed: P·D parameters).
+
+    The vectors start as embeddings of random tokens. The text keeps its positions, but attention now spans P + T,
+    so a text may be at most `context_length` - P long. Raises `ValueError` for a longer one, or a P that leaves none.
+    """
+
+    def __init__(self, model: GPT, length: int, seed: int = 0) -> None:
+        _check_length(model, length)
+        _freeze(model)
+        self.model, self.config = model, model.config
+        ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, length)
+        self.prompt = Parameter(model.token_embedding.weight.data[asarray(ids)])  # (P, D)
+
+    def forward(self, ids: Any) -> Tensor:
+        x = self.model.embed(ids)  # (B, T, D)
+        P, T = len(self.prompt), x.shape[1]
+        _check_fits(P, T, self.config.context_length)
+        x = F.concatenate([_repeat(self.prompt, x.shape[0]), x], axis=1)  # (B, P + T, D)
+        return self.model.read(x)[:, P:]  # (B, T, V)
+
+
+class PrefixAttention(Module):
+    """Attention whose queries also see P trained keys and values, (P, D) each."""
+
+    def __init__(self, inner: Attention, keys: Any, values: Any, context_length: int) -> None:
+        self.inner = inner
+        self.prefix_k, self.prefix_v = Parameter(keys), Parameter(values)
+        self.context_length = context_length
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner, (B, T, D) = self.inner, x.shape
+        _check_fits(len(self.prefix_k), T, self.context_length)
+        k = F.concatenate([_repeat(self.prefix_k, B), inner.k_proj(x)], axis=1)  # (B, P + T, D)
+        v = F.concatenate([_repeat(self.prefix_v, B), inner.v_proj(x)], axis=1)
+        y = F.causal_attention(inner.split(inner.q_proj(x)), inner.split(k), inner.split(v))  # (B, H, T, D/H)
+        return inner.o_proj(y.transpose(0, 2, 1, 3).reshape(B, T, D))
+
+
+def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
+    """Give every block P = `length` trained keys and values (Li & Liang 2021): 2·L·P·D parameters.
+
+    They start as those of random tokens, which the authors found far better than random numbers. A text may then be
+    at most `context_length` - P long. Raises `ValueError` for a longer one, or a P that leaves none.
+    """
+    _check_length(model, length)
+    _freeze(model)
+    ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, length))
+    added: list[Parameter] = []
+    with no_grad():
+        x = model.embed(ids)
+        for block in model.blocks:
+            normed, attention = block.ln_1(x), block.attn
+            keys, values = attention.k_proj(normed).data[0], attention.v_proj(normed).data[0]  # (P, D)
+            x = block(x)
+            prefixed = PrefixAttention(attention, keys, values, model.config.context_length)
+            setattr(block, "attn", prefixed)  # noqa: B010 - a module in the place of another kind
+            added += [prefixed.prefix_k, prefixed.prefix_v]
+    return added
+
+
+def _check_length(model: GPT, length: int) -> None:
+    limit = model.config.context_length
+    if not 1 <= length < limit:
+        raise ValueError(f"A prefix for a context of {limit} has 1 to {limit - 1} vectors, not {length}.")
+
+
+def _check_fits(P: int, T: int, limit: int) -> None:
+    if P + T > limit:
+        raise ValueError(
+            f"The text has {T} positions; the prefix takes {P} of the context's {limit}, so at most {limit - P} fit."
+        )
+
+
+def _repeat(x: Tensor, B: int) -> Tensor:
+    """(P, D) -> (B, P, D)."""
+    return x + Tensor(xp.zeros((B, *x.shape), dtype=x.dtype))
+
+
+# ---- between the layers ------------------------------------------------------------------------------
+
+
+class Bottleneck(Module):
+    """h + up(gelu(down(h))) for h = inner(x): D -> m -> D, of no effect at first, since `up` starts as zero.
+
+    With `norm`, down reads LayerNorm(h).
+    """
+
+    def __init__(self, inner: Module, d: int, m: int, norm: bool, rng: np.random.Generator, dtype: Any) -> None:
+        self.inner = inner
+        self.norm = LayerNorm(d, dtype=dtype) if norm else None
+        self.down = Linear(d, m, rng=rng, std=d**-0.5, dtype=dtype)
+        self.up = Linear(m, d, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return h + self.up(F.gelu(self.down(h if self.norm is None else self.norm(h))))
+
+
+def add_adapters(model: GPT, m: int, style: str = "houlsby", seed: int = 0) -> list[Parameter]:
+    """Bottleneck adapters of width m, each 2·D·m + m + D parameters.
+
+    style: "houlsby", after attention and after the MLP, before the residual is added (Houlsby et al. 2019, the
+    paper's AdapterH); "lin", after the MLP alone, with a LayerNorm of 2·D more (Lin et al. 2020, AdapterL).
+    Raises `ValueError` for another style or a width below 1.
+    """
+    if style not in ("houlsby", "lin"):
+        raise ValueError(f'The style of adapters is "houlsby" or "lin", not {style!r}.')
+    if m < 1:
+        raise ValueError(f"An adapter's width must be at least 1, not {m}.")
+    _freeze(model)
+    rng, D, dtype = np.random.default_rng(seed), model.config.d_model, model.lm_head.weight.dtype
+    added: list[Parameter] = []
+    for block in model.blocks:
+        for name in ("attn", "mlp") if style == "houlsby" else ("mlp",):
+            adapter = Bottleneck(getattr(block, name), D, m, style == "lin", rng, dtype)
+            setattr(block, name, adapter)
+            parts = (adapter.norm, adapter.down, adapter.up)
+            added += [p for part in parts if part is not None for p in part.parameters()]
+    return added
+
+
+# ---- a random subspace of all parameters -------------------------------------------------------------
+
+
+class RandomSubspace(Adam):
+    """Adam on z alone, where θ = θ₀ + P z for a random P of n columns (Li et al. 2018): how many does a task need?
+
+    Each row of P has one ±1, in a random column: the columns are orthogonal, and P is never stored as a matrix.
+    """
+
+    def __init__(self, params: list[Parameter], n: int, lr: float, seed: int = 0) -> None:
+        self.targets = params
+        self.starts = [p.data.copy() for p in params]
+        rng = np.random.default_rng(seed)
+        self.columns = [asarray(rng.integers(0, n, p.size)) for p in params]
+        self.signs = [asarray(rng.choice([-1.0, 1.0], p.size), dtype=p.dtype) for p in params]
+        self.z = Parameter(xp.zeros(n, dtype=params[0].dtype))
+        super().__init__([self.z], lr)
+
+    def zero_grad(self) -> None:
+        for p in self.targets:
+            p.grad = None
+
+    def step(self) -> None:
+        n = self.z.size
+        gradient = xp.zeros(n)
+        for p, column, sign in zip(self.targets, self.columns, self.signs, strict=True):
+            if p.grad is not None:  # ∂L/∂z = Pᵀ ∂L/∂θ
+                gradient += xp.bincount(column, weights=p.grad.reshape(-1) * sign, minlength=n)
+        self.z.grad = gradient.astype(self.z.dtype)
+        super().step()
+        for p, start, column, sign in zip(self.targets, self.starts, self.columns, self.signs, strict=True):
+            p.data = start + (self.z.data[column] * sign).reshape(start.shape)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------
+
+
+def _freeze(model: Module) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+
+
+def _thaw(parameters: list[Parameter]) -> list[Parameter]:
+    for parameter in parameters:
+        parameter.requires_grad = True
+    return parameters
