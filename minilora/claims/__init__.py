@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from . import alpha_learning_rate, rank, zero_init
-from .claim import Claim
+from . import (
+    adaptation,
+    alpha_learning_rate,
+    amplification,
+    budget,
+    init_scaling,
+    intrinsic_dimension,
+    intrinsic_rank,
+    latency,
+    low_data,
+    rank,
+    rivals,
+    subspaces,
+    task_switching,
+    which_matrices,
+    zero_init,
+)
+from .claim import Claim, Configuration, Experiment
 
-CLAIMS: tuple[Claim, ...] = tuple(module.CLAIM for module in (zero_init, alpha_learning_rate, rank))
+CLAIMS: tuple[Claim, ...] = tuple(
+    module.CLAIM
+    for module in (
+        zero_init,
+        alpha_learning_rate,
+        init_scaling,
+        rank,
+        which_matrices,
+        rivals,
+        latency,
+        budget,
+        task_switching,
+        low_data,
+        intrinsic_dimension,
+        intrinsic_rank,
+        subspaces,
+        amplification,
+    )
+)
+SHARED = {adaptation.NAME: adaptation.EXPERIMENT}  # name -> experiment whose runs several claims read
 
 
 def find(names: list[str]) -> list[Claim]:
@@ -15,3 +50,13 @@ def find(names: list[str]) -> list[Claim]:
         if name not in known:
             raise ValueError(f"There is no claim {name!r}; there are: {', '.join(known)}.")
     return [claim for claim in CLAIMS if not names or claim.id in names]
+
+
+def experiment_of(claim: Claim, configuration: Configuration) -> str:
+    """The name of the experiment that a claim's configuration goes to."""
+    return configuration.get("experiment", claim.id)
+
+
+def experiment(name: str) -> Experiment:
+    """The experiment of that name: a shared one, or the claim's own."""
+    return SHARED[name] if name in SHARED else find([name])[0].experiment

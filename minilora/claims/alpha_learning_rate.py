@@ -22,7 +22,21 @@ from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import SGD, Adam, Optimizer, linear_schedule
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, string_draw
-from .claim import BITS, FAILS, HOLDS, Claim, Configuration, Outcome, Result, Runs, Settings, deviation, mean, select
+from .claim import (
+    BITS,
+    FAILS,
+    HOLDS,
+    Claim,
+    Configuration,
+    Experiment,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    deviation,
+    mean,
+    select,
+)
 
 TASK, R = "revupper", 8
 ALPHAS = (0.5, 2.0, 8.0, 32.0, 128.0)  # powers of 4
@@ -47,7 +61,7 @@ SGD_ = {
 }
 
 
-def _trained_delta(kind: str, s: float, multiples: tuple[float, ...] | None) -> np.ndarray:
+def trained_delta(kind: str, s: float, multiples: tuple[float, ...] | None) -> np.ndarray:
     """ΔW of every layer after 60 steps: with α = s·r (multiples None), or α = r and the multiples given.
 
     float64; a GPT of d 32, 2 layers, weights N(0, 0.02²), so that attention stays near linear and rounding
@@ -83,9 +97,9 @@ def _identities() -> Result:
     result: Result = {}
     for kind, forms in (("adam", ADAM), ("sgd", SGD_)):
         for s in (3.0, 4.0):
-            wanted = _trained_delta(kind, s, None)
+            wanted = trained_delta(kind, s, None)
             for name, multiples in forms.items():
-                got = _trained_delta(kind, s, multiples(s))
+                got = trained_delta(kind, s, multiples(s))
                 result[f"{kind} | {name} | {s:g}"] = float(np.abs(got - wanted).max() / np.abs(wanted).max())
     return result
 
@@ -95,7 +109,7 @@ def _identities() -> Result:
 
 def configurations(settings: Settings) -> list[Configuration]:
     rates = RATES[::2] if settings.quick else RATES
-    steps = STEPS // 2 if settings.quick else STEPS
+    steps = STEPS // 3 if settings.quick else STEPS
     cells = [
         {"start": start, "base": ["strings", seed], "alpha": alpha, "lr": lr, "steps": steps}
         for start, seeds in (("fixed", settings.seeds), ("scaled", 1))
@@ -200,7 +214,7 @@ CLAIM = Claim(
     ),
     exact=True,
     configurations=configurations,
-    run=run,
+    experiment=Experiment(run),
     conclude=conclude,
     draw=draw,
 )

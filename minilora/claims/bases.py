@@ -26,8 +26,9 @@ Draw = Callable[[np.random.Generator], Batch]
 Configuration = dict[str, Any]
 
 _RECIPE = {"d_model": 64, "n_layers": 2, "n_heads": 4, "betas": (0.9, 0.99), "weight_decay": 0.01, "clip": 1.0}
+# Twice the longest line: the rest is for the prefixes that LoRA is compared with, which take positions of the context.
 _WORLDS: dict[str, Configuration] = {
-    "strings": {**_RECIPE, "context_length": WIDTH, "steps": 2500, "batch": 64, "lr": 4e-3},
+    "strings": {**_RECIPE, "context_length": 2 * WIDTH, "steps": 2500, "batch": 64, "lr": 4e-3},
     "text": {**_RECIPE, "context_length": 64, "steps": 2000, "batch": 16, "lr": 4e-3},
 }
 
@@ -36,9 +37,18 @@ def base_configuration(world: str, seed: int) -> Configuration:
     """Everything that decides the weights of the base `seed` of the world "strings" or "text"."""
     configuration = {"world": world, "seed": seed, "minilora": __version__, **_WORLDS[world]}
     if world == "text":
-        text = english_text()  # differs between versions of Python
-        configuration["text"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        configuration["text"] = text_digest("english")
     return configuration
+
+
+@lru_cache
+def text_digest(which: str) -> str:
+    """Of "english" or "code", which differ between versions of Python."""
+    return hashlib.sha256(_read(which).encode()).hexdigest()[:16]
+
+
+def _read(which: str) -> str:
+    return english_text() if which == "english" else python_source()
 
 
 def load_base(world: str, seed: int) -> GPT:
@@ -85,14 +95,19 @@ def string_draw(tasks: tuple[str, ...], B: int, held_out: bool = False) -> Draw:
 
 @lru_cache
 def _text(which: str) -> tuple[np.ndarray, np.ndarray]:
-    ids = PRINTABLE.encode(english_text() if which == "english" else python_source())
+    ids = PRINTABLE.encode(_read(which))
     return split(ids, _WORLDS["text"]["context_length"])
 
 
-def text_draw(which: str, B: int, held_out: bool = False) -> Draw:
-    """Windows of "english" or of "code"."""
+def text_draw(which: str, B: int, held_out: bool = False, room: int = 0) -> Draw:
+    """Windows of "english" or of "code"; the first `room` characters of each are cut off, for a prefix's sake."""
     training, rest = _text(which)
-    return lambda rng: windows(rest if held_out else training, B, _WORLDS["text"]["context_length"], rng)
+
+    def draw(rng: np.random.Generator) -> Batch:
+        ids, targets = windows(rest if held_out else training, B, _WORLDS["text"]["context_length"], rng)
+        return ids[:, room:], targets[:, room:]
+
+    return draw
 
 
 def held_out_strings(task: str) -> list[Batch]:
@@ -115,6 +130,12 @@ def adapt(
     steps: int,
     seed: int,
     schedule: Callable[[int], float] | None = None,
+    after: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """Train on batches that depend on seed and step only, the same for every method; returns the losses."""
-    return train(model, optimizer, batch_loss(model, seeded(draw, 10_000 + seed)), steps, schedule=schedule)["loss"]
+    """Train on batches that depend on seed and step only, the same for every method; returns the losses.
+
+    `after(steps_done)` follows each step.
+    """
+    callback = None if after is None else lambda done, loss: after(done)
+    losses = batch_loss(model, seeded(draw, 10_000 + seed))
+    return train(model, optimizer, losses, steps, schedule=schedule, callback=callback)["loss"]

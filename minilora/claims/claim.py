@@ -1,7 +1,8 @@
 """What a claim is: one statement of the paper, runs that test it, a rule, and a drawing.
 
 A claim is a module with `CLAIM = Claim(...)`. Its runs are independent: each is a dictionary (the
-configuration) given to `run`, which returns a dictionary of numbers; so they can go to any process.
+configuration) given to an experiment, which returns a dictionary of numbers; so they can go to any process or
+machine, and each is kept under its configuration once it has finished. Both dictionaries hold what JSON holds.
 """
 
 from __future__ import annotations
@@ -41,8 +42,21 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """What makes a run of a configuration. Raise `version` whenever the same configuration would give other numbers."""
+
+    run: Callable[[Configuration], Result]
+    version: int = 1
+    alone: bool = False  # it measures time: no other run may share the machine
+
+
+@dataclass(frozen=True)
 class Claim:
-    """One claim of the paper. `exact` claims are equalities: one base decides them, and `--quick` may too."""
+    """One claim of the paper. `exact` claims are equalities: one base decides them, and `--quick` may too.
+
+    A configuration with a key "experiment" goes to the shared experiment of that name, and claims that ask for the
+    same run share it; any other goes to the claim's own.
+    """
 
     id: str
     statement: str
@@ -51,7 +65,7 @@ class Claim:
     rule: str  # of the verdict, decided before any run
     exact: bool
     configurations: Callable[[Settings], list[Configuration]]
-    run: Callable[[Configuration], Result]
+    experiment: Experiment
     conclude: Callable[[Runs], Outcome]
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
 

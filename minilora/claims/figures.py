@@ -49,3 +49,22 @@ def band(axes: Any, x: Any, values: Any, color: str, label: str, **style: Any) -
     axes.plot(x, values.mean(axis=0), color=color, label=label, **style)
     if len(values) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
+
+
+def grouped_points(axes: Any, groups: list[str], series: dict[str, list[list[float]]], colors: tuple[str, ...]) -> None:
+    """For each group one bar a series, the mean of its values, with every value (a base) as a dot on it."""
+    width = 0.8 / len(series)
+    for number, ((label, values), color) in enumerate(zip(series.items(), colors, strict=False)):
+        x = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+        axes.bar(x, [np.mean(v) for v in values], 0.9 * width, color=color, alpha=0.55, label=label)
+        for place, points in zip(x, values, strict=True):
+            axes.plot([place] * len(points), points, ".", color=color, markersize=4)
+    axes.set_xticks(np.arange(len(groups)), groups)
+    axes.grid(axis="x", visible=False)
+
+
+def point(axes: Any, x: float, values: Any, color: str, marker: str, label: str | None = None) -> None:
+    """One mean with the range of its values as a bar."""
+    center = float(np.mean(values))
+    spread = [[center - min(values)], [max(values) - center]]
+    axes.errorbar([x], [center], yerr=spread, color=color, marker=marker, label=label, capsize=2, linewidth=1.2)

@@ -21,7 +21,20 @@ from ..optim import SGD, Adam, linear_schedule
 from ..tasks import PRETRAINING
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, string_draw
-from .claim import BITS, FAILS, HOLDS, Claim, Configuration, Outcome, Result, Runs, Settings, deviation, mean
+from .claim import (
+    BITS,
+    FAILS,
+    HOLDS,
+    Claim,
+    Configuration,
+    Experiment,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    deviation,
+    mean,
+)
 from .figures import BLUE, GRAY, ORANGE, PURPLE, band
 
 TASK = "revupper"
@@ -171,14 +184,16 @@ def draw(runs: Runs, figure: Any) -> None:
         losses = np.array([r["loss"] for c, r in runs if c["start"] == start]) * BITS
         band(left, np.arange(1, losses.shape[1] + 1), losses, colors[start], start)
     left.set(xlabel="step", ylabel="loss on the answer (bits/character)", yscale="log")
-    left.set_title("One factor zero learns; both zero never moves")
+    stuck = all(r["largest_parameter"] == 0 for c, r in runs if c["start"] == "both zero")
+    left.set_title(f"One factor zero learns; both zero {'never moves' if stuck else 'moves'}")
     left.legend()
     norms = np.array([r["gradient_norms"] for c, r in runs if c["start"] == STARTS[0]])  # (seeds, steps, 2)
     for part, (name, color) in enumerate((("‖∂L/∂A‖", ORANGE), ("‖∂L/∂B‖", BLUE))):
         right.plot(range(norms.shape[1]), norms[:, :, part].T, "o-", color=color, alpha=0.6)
         right.plot([], [], "o-", color=color, label=name)
     right.set(xlabel="step", ylabel="gradient norm", xticks=range(norms.shape[1]), ylim=(0, None))
-    right.set_title("At step 0 only B has a gradient; A follows")
+    only_b = bool((norms[:, 0, 0] == 0).all() and (norms[:, 0, 1] > 0).all())
+    right.set_title("At step 0 only B has a gradient; A follows" if only_b else "At step 0 A has a gradient too")
     right.legend()
 
 
@@ -194,7 +209,7 @@ CLAIM = Claim(
     ),
     exact=True,
     configurations=configurations,
-    run=run,
+    experiment=Experiment(run),
     conclude=conclude,
     draw=draw,
 )

@@ -1,4 +1,5 @@
-"""What is kept between runs: pretrained bases, in the user's cache folder, under a key of all that made them."""
+"""What is kept between runs, in the user's cache folder, each thing under a key of all that made it: pretrained bases,
+and the results of finished runs."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from platformdirs import user_cache_path
 
 from ..gpt import GPT
 from .checkpoint import CheckpointError, load_model, save_checkpoint
+from .files import write_text
 
 
 def cache_folder() -> Path:
@@ -54,3 +56,42 @@ def cached_model(configuration: dict[str, Any], make: Callable[[], GPT]) -> GPT:
         return load_model(path)  # what was just made and what a later run reads are the same
     finally:
         lock.release()
+
+
+# ---- results of finished runs ------------------------------------------------------------------------
+
+
+def keep_result(made_of: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write the result of a finished run, of which `made_of` says everything that decided it.
+
+    Raises `ValueError` where the cache folder cannot be written.
+    """
+    content = {"made_of": made_of, "result": result}
+    write_text(_result_path(made_of), json.dumps({**content, "digest": _digest(content)}, allow_nan=False))
+
+
+def kept_result(made_of: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that finished before, or None.
+
+    A file that is cut short, or was changed by hand, counts as none, with a warning.
+    """
+    path = _result_path(made_of)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+        if digest == _digest(content) and content["made_of"] == json.loads(json.dumps(made_of)):
+            return content["result"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass  # cut short, or not one of ours
+    warnings.warn(f"The result in {path} is damaged or was edited: that run is made again.", stacklevel=2)
+    return None
+
+
+def _result_path(made_of: dict[str, Any]) -> Path:
+    return cache_folder() / "runs" / f"{key(made_of)}.json"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The command line, `minilora`: reproduce, pretrain, adapt, generate, merge, info."""
+"""The command line, `minilora`: reproduce, pretrain, adapt, generate, merge, budget, info."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import __version__
 from ..backend import backend_name
+from ..budget import PRESETS
 from ..claims import CLAIMS
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
@@ -30,7 +31,8 @@ from ..machine import blas_name, blas_threads, tune_machine
 from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, train
-from .reproduce import check_folder, reproduce
+from .budget import budget_text
+from .reproduce import check_folder, reproduce, tune
 from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
@@ -86,6 +88,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
     sub.add_argument("--out", type=Path, default=Path("figures"), help="folder for the report (figures)")
     sub.add_argument("--workers", type=int, default=available_cores(), help="processes (one a core)")
+    sub.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler, such as tcp://127.0.0.1:8786 (Dask asks for no password: use "
+        "a network you trust)",
+    )
+    sub.add_argument("--fresh", action="store_true", help="run everything again, whatever finished before")
+    sub.add_argument(
+        "--tune",
+        action="store_true",
+        help="instead of the claims: choose each method's learning rate anew, on a base of its own",
+    )
 
     sub = command(
         "pretrain",
@@ -140,6 +154,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--adapter", type=Path, required=True, help="the adapter's folder")
     sub.add_argument("--out", type=Path, required=True, help="the model to write, .npz")
 
+    sub = command(
+        "budget",
+        _budget,
+        "What adapting a model costs: trainable parameters, and the bytes of all that training keeps; no training.",
+        "minilora budget --preset gpt3-175b --r 4 --targets q_proj,v_proj",
+    )
+    sub.add_argument("--preset", help=f"a model by its sizes: {', '.join(PRESETS)}")
+    sub.add_argument("--base", help='or "strings", "text", or a file of pretrain')
+    sub.add_argument("--r", type=int, default=4, help="rank (4)")
+    sub.add_argument("--targets", default="q_proj,v_proj", help="modules to adapt, comma between (q_proj,v_proj)")
+    sub.add_argument("--batch", type=int, default=1, help="sequences a step, for the activations (1)")
+    sub.add_argument("--time", type=int, default=None, help="positions of each (the whole context)")
+    sub.add_argument("--paper", action="store_true", help="the paper's own figures, each beside its arithmetic")
+
     command("info", _info, "Versions, BLAS and its threads, the backend, the cache.", "minilora info")
     return parser
 
@@ -172,7 +200,12 @@ def _training_options(sub: argparse.ArgumentParser, lr: float, steps: int, batch
 def _reproduce(options: Any) -> None:
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
     start = time.perf_counter()
-    rows = reproduce(options.claim, Settings(seeds, options.quick), options.out, options.workers)
+    how: dict[str, Any] = {"scheduler": options.scheduler, "fresh": options.fresh}
+    if options.tune:
+        path = tune(options.workers, **how)
+        print(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
+        return
+    rows = reproduce(options.claim, Settings(seeds, options.quick), options.out, options.workers, **how)
     print(table(rows))
     print(f"\n{time.perf_counter() - start:.0f} s. Figures, claims.json and claims.md are in {options.out}.")
 
@@ -240,6 +273,12 @@ def _merge(options: Any) -> None:
     merge_and_unload(model)
     save_checkpoint(options.out, model, notes={"vocabulary": vocabulary.characters})
     print(f"Saved in {options.out}: {model.num_parameters():,} parameters, ΔW inside.")
+
+
+def _budget(options: Any) -> None:
+    targets = tuple(target for target in options.targets.split(",") if target)
+    o = options
+    print(budget_text(o.preset, o.base, o.r, targets, o.batch, o.time, o.paper))
 
 
 def _info(options: Any) -> None:

@@ -1,56 +1,126 @@
-"""`minilora reproduce`: pretrain the bases, run the claims side by side, write the report."""
+"""`minilora reproduce`: pretrain the bases, run what the claims ask for, keep every finished run, write the report."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..claims import find
-from ..claims.bases import load_base
-from ..claims.claim import Claim, Configuration, Result, Runs, Settings
+from .. import __version__
+from ..claims import adaptation, experiment, experiment_of, find, tuning
+from ..claims.bases import base_configuration, load_base, text_digest
+from ..claims.claim import Configuration, Result, Runs, Settings
 from ..claims.report import Row, make_row, write_report
-from .sweep import process_pool, sweep
+from ..interop.store import keep_result, kept_result, key
+from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep
+
+Job = tuple[str, Configuration]  # the name of an experiment, and what to run
 
 
-def reproduce(names: list[str], settings: Settings, folder: Path, workers: int) -> list[Row]:
+def reproduce(
+    names: list[str],
+    settings: Settings,
+    folder: Path,
+    workers: int,
+    *,
+    scheduler: str | None = None,
+    fresh: bool = False,
+) -> list[Row]:
     """Run the claims named (all where none is), write figures, claims.json and claims.md, return the rows.
 
-    Raises `ValueError` for an unknown claim, fewer than one seed or worker, or a folder that cannot be
-    written: before anything runs.
+    Runs that finished before are read, unless `fresh`. `scheduler` is the address of a Dask scheduler whose workers
+    run them in the place of `workers` processes here; what measures time always runs here, alone.
+    Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer or a
+    folder that cannot be written: before anything runs.
     """
     claims = find(names)
     if settings.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {settings.seeds}.")
-    if workers < 1:
-        raise ValueError(f"--workers must be at least 1, not {workers}.")
     check_folder(folder)
-
-    jobs = [(claim.id, c) for claim in claims for c in claim.configurations(settings)]
-    bases = sorted({tuple(c["base"]) for _, c in jobs if "base" in c})
-    with process_pool(min(workers, len(jobs))) as executor:
-        with _bar("pretraining bases", bases) as bar:
-            sweep(_prepare_base, bases, executor, lambda place, result: bar.update())
-        with _bar("running claims", jobs) as bar:
-
-            def show(place: int, result: Any) -> None:
-                bar.set_postfix_str(jobs[place][0])
-                bar.update()
-
-            results = sweep(_timed_run, jobs, executor, show)
-
+    jobs = {claim.id: [(experiment_of(claim, c), c) for c in claim.configurations(settings)] for claim in claims}
+    asked = {_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
+    everything = [job for of_claim in jobs.values() for job in of_claim]
+    results = run_jobs(everything, workers, scheduler, fresh, lambda job: asked[_name(job)])
     runs: dict[str, Runs] = {}
     rows = []
     for claim in claims:
-        mine = [(c, result) for (name, c), result in zip(jobs, results, strict=True) if name == claim.id]
-        runs[claim.id] = [(c, result) for c, (result, _) in mine]
-        rows.append(make_row(claim, runs[claim.id], settings, sum(seconds for _, (_, seconds) in mine)))
+        mine = [(job[1], results[_name(job)]) for job in jobs[claim.id]]
+        runs[claim.id] = [(c, kept["result"]) for c, kept in mine]
+        rows.append(make_row(claim, runs[claim.id], settings, sum(kept["seconds"] for _, kept in mine)))
     write_report(folder, claims, runs, rows, settings)
     return rows
+
+
+def tune(workers: int, *, scheduler: str | None = None, fresh: bool = False) -> Path:
+    """Choose every method's learning rate anew, and write the file that the claims read; returns its place."""
+    runs: list[tuple[Configuration, Result]] = []
+    more = tuning.configurations()
+    while more:
+        results = run_jobs([(adaptation.NAME, c) for c in more], workers, scheduler, fresh)
+        runs += [(c, results[_name((adaptation.NAME, c))]["result"]) for c in more]
+        more = tuning.beyond(runs)
+    return tuning.write_rates(runs)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int,
+    scheduler: str | None = None,
+    fresh: bool = False,
+    label: Callable[[Job], str] = lambda job: job[0],
+) -> dict[str, dict[str, Any]]:
+    """Name of each job -> {"result", "seconds"}: what was kept, and the rest run now and kept as it finishes.
+
+    Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. `label` is
+    what the progress bar says of a job. Raises `WorkerDiedError`, once the rest has finished, where a worker died
+    twice.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers must be at least 1, not {workers}.")
+    if scheduler is not None:
+        check_address(scheduler)
+    unique = {_name(job): job for job in jobs}
+    results = {} if fresh else {name: kept for name, job in unique.items() if (kept := kept_result(_made_of(job)))}
+    left = {name: job for name, job in unique.items() if name not in results}
+    if not left:
+        return results
+    together = [job for job in left.values() if not experiment(job[0]).alone]
+    alone = [job for job in left.values() if experiment(job[0]).alone]
+    if results:
+        print(f"{len(results)} of {len(unique)} runs finished before; {len(left)} are left.", file=sys.stderr)
+
+    def keep(job: Job, kept: dict[str, Any]) -> None:
+        keep_result(_made_of(job), kept)
+        results[_name(job)] = kept
+
+    bases = sorted({tuple(job[1]["base"]) for job in left.values() if "base" in job[1]})
+    lost: list[str] = []
+    with _workers(min(workers, max(len(together), len(bases), 1)), scheduler) as executor:
+        if bases:
+            _sweep("pretraining bases", _prepare_base, bases, executor, lambda base, _: None, lambda base: str(base))
+        if together:
+            lost += _sweep("running claims", timed_run, together, executor, keep, label)
+    if alone:
+        with process_pool(1) as executor:
+            lost += _sweep("measuring time", timed_run, alone, executor, keep, label)
+    if lost:
+        raise WorkerDiedError(lost)
+    return results
+
+
+def timed_run(job: Job) -> dict[str, Any]:
+    """{"result", "seconds"} of one job, on whatever process or machine this is."""
+    name, configuration = job
+    start = time.perf_counter()
+    result: Result = experiment(name).run(configuration)
+    return {"result": result, "seconds": time.perf_counter() - start}
 
 
 def check_folder(folder: Path) -> None:
@@ -65,16 +135,45 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"The folder {folder} cannot be written: {error.strerror or error}.") from error
 
 
-def _bar(description: str, items: Sequence[Any]) -> Any:
-    return tqdm(total=len(items), desc=description, unit="run", disable=None)
+def _made_of(job: Job) -> dict[str, Any]:
+    """Everything that decides the result of a job: its base too, whose recipe may change, and the text it learns."""
+    name, configuration = job
+    made_of = {"experiment": name, "version": experiment(name).version, "configuration": configuration}
+    base = configuration.get("base")
+    code = text_digest("code") if base and base[0] == "text" else None
+    return {**made_of, "minilora": __version__, "base": base and base_configuration(*base), "code": code}
+
+
+def _name(job: Job) -> str:
+    return f"{job[0]} {key(job[1])}"
+
+
+def _workers(count: int, scheduler: str | None) -> AbstractContextManager[Executor]:
+    return process_pool(count) if scheduler is None else dask_workers(scheduler)
+
+
+def _sweep(
+    title: str,
+    fn: Callable[[Any], Any],
+    jobs: Sequence[Any],
+    executor: Executor,
+    finished: Callable[[Any, Any], None],
+    label: Callable[[Any], str],
+) -> list[str]:
+    """Run the jobs with a bar, `finished(job, result)` after each; returns those whose worker died twice, in words."""
+    with tqdm(total=len(jobs), desc=title, unit="run", disable=None) as bar:
+
+        def show(place: int, result: Any) -> None:
+            finished(jobs[place], result)
+            bar.set_postfix_str(label(jobs[place]), refresh=False)
+            bar.update()
+
+        try:
+            sweep(fn, jobs, executor, show)
+        except WorkerDiedError as error:
+            return [str(jobs[place]) for place in error.places]
+    return []
 
 
 def _prepare_base(base: tuple[str, int]) -> None:
     load_base(*base)
-
-
-def _timed_run(job: tuple[str, Configuration]) -> tuple[Result, float]:
-    name, configuration = job
-    claim: Claim = find([name])[0]
-    start = time.perf_counter()
-    return claim.run(configuration), time.perf_counter() - start

@@ -1,0 +1,186 @@
+"""The experiment that most claims share: a base learns a task by one method, and is then examined.
+
+A method is a name: "full", "last-block", "bitfit", "prompt P", "prefix P", "adapter-h M", "adapter-l M",
+"subspace N", or "lora TARGETS R" with targets such as "q,v" or "all", and α = 2r. Its learning rate comes from a
+committed file that `minilora reproduce --tune` makes, on a base that no report uses.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from ..baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
+from ..data import Batch, fixed
+from ..gpt import GPT
+from ..lora import LoRAConfig, add_lora
+from ..nn import Module, Parameter
+from ..optim import Adam, Optimizer, linear_schedule
+from ..tasks import IGNORED
+from ..training import DivergedError, evaluate, evaluate_exact_match
+from .bases import Draw, adapt, load_base, string_draw, text_draw
+from .claim import BITS, Configuration, Experiment, Result, Runs, select
+
+NAME = "adaptation"
+STEPS = {"strings": 300, "text": 400}
+_BATCH = {"strings": 32, "text": 16}
+_LETTERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "in": "fc_in", "out": "fc_out"}
+_WORST = 10.0  # bits; what a run that diverged counts
+
+
+def adaptation(world: str, base: int, task: str, method: str, **changes: Any) -> Configuration:
+    """The configuration of one run: a base of a world learns a string task, or "code" from "text".
+
+    Changes: lr and steps; seed, of A's start and of the data; init_std of A; examples, to learn from that many only.
+    """
+    return {
+        "experiment": NAME,
+        "base": [world, base],
+        "task": task,
+        "method": method,
+        "lr": changes.pop("lr", None) or rate(world, method),
+        "steps": STEPS[world],
+        **changes,
+    }
+
+
+def prepare(model: GPT, method: str, seed: int, init_std: float | None = None) -> tuple[Module, list[Parameter]]:
+    """The model changed for a method, and the parameters that get gradients."""
+    kind, *settings = method.split()
+    if kind == "lora":
+        targets = _LETTERS if settings[0] == "all" else settings[0].split(",")
+        r = int(settings[1])
+        modules = tuple(_LETTERS[letter] for letter in targets)
+        return model, add_lora(model, LoRAConfig(r, alpha=2 * r, target_modules=modules, init_std=init_std), seed=seed)
+    if kind == "prompt":
+        tuned = PromptTuned(model, int(settings[0]), seed)
+        return tuned, [tuned.prompt]
+    if kind == "prefix":
+        return model, add_prefix(model, int(settings[0]), seed)
+    if kind in ("adapter-h", "adapter-l"):
+        return model, add_adapters(model, int(settings[0]), "houlsby" if kind == "adapter-h" else "lin", seed)
+    if kind == "bitfit":
+        return model, bitfit(model)
+    if kind == "last-block":
+        return model, last_block(model)
+    if kind in ("full", "subspace"):
+        return model, model.parameters()
+    raise ValueError(f"There is no method {method!r}.")
+
+
+def prefix_length(method: str) -> int:
+    """How many positions of the context a method takes for itself."""
+    kind, *settings = method.split()
+    return int(settings[0]) if kind in ("prompt", "prefix") else 0
+
+
+def learn(configuration: Configuration) -> tuple[Module, int]:
+    """Train one configuration: the model, and how many numbers were trained. Raises `DivergedError`."""
+    (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
+    steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", base)
+    model, parameters = prepare(load_base(world, base), method, seed, configuration.get("init_std"))
+    if world == "strings":
+        draw = string_draw((task,), _BATCH[world])
+        if "examples" in configuration:
+            draw = _from_few(string_draw((task,), configuration["examples"]), _BATCH[world], seed)
+    else:
+        draw = text_draw(task, _BATCH[world], room=prefix_length(method))
+    optimizer: Optimizer = Adam(parameters, lr)
+    trained = sum(p.size for p in parameters)
+    if method.startswith("subspace"):
+        trained = int(method.split()[1])
+        optimizer = RandomSubspace(parameters, trained, lr, seed)
+    adapt(model, optimizer, draw, steps, seed, linear_schedule(steps))
+    return model, trained
+
+
+def _from_few(draw: Draw, B: int, seed: int) -> Draw:
+    """Batches of B out of the examples of one fixed batch."""
+    ids, targets = draw(np.random.default_rng([seed, 1]))
+
+    def batch(rng: np.random.Generator) -> Batch:
+        rows = rng.integers(0, len(ids), B)
+        return ids[rows], targets[rows]
+
+    return batch
+
+
+def held_out(world: str, task: str, method: str = "full", seed: int = 2**31) -> list[Batch]:
+    """512 examples or windows that no training ever saw, the same every time."""
+    if world == "strings":
+        return fixed(string_draw((task,), 256, held_out=True), 2, seed)
+    return fixed(text_draw(task, 64, held_out=True, room=prefix_length(method)), 8, seed)
+
+
+def run(configuration: Configuration) -> Result:
+    """Bits a character of the answer or text, and how many numbers were trained; for strings also the share answered
+    exactly, for text also the bits before, and those of each window's last 16 characters."""
+    (world, seed), task, method = (configuration[name] for name in ("base", "task", "method"))
+    batches = held_out(world, task, method, configuration.get("evaluation_seed", 2**31))
+    result: Result = {}
+    if world == "text":
+        result["before"] = BITS * evaluate(load_base(world, seed), batches)
+    try:
+        model, result["trainable"] = learn(configuration)
+    except DivergedError:
+        return {**result, "bits": _WORST, "bits_at_end": _WORST, "accuracy": 0.0, "trainable": 0}
+    result["bits"] = min(BITS * evaluate(model, batches), _WORST)
+    if world == "text":
+        ends = [(ids, _last(targets)) for ids, targets in batches]
+        result["bits_at_end"] = min(BITS * evaluate(model, ends), _WORST)
+    if world == "strings":
+        result["accuracy"] = evaluate_exact_match(model, batches)
+    return result
+
+
+def _last(targets: np.ndarray) -> np.ndarray:
+    """Only the last 16 characters of each window count: every method predicts the same ones, whatever it has read."""
+    ends = targets.copy()
+    ends[:, :-16] = IGNORED
+    return ends
+
+
+EXPERIMENT = Experiment(run)
+
+
+# ---- learning rates ----------------------------------------------------------------------------------
+
+RATES_FILE = files(__package__).joinpath("learning_rates.json")
+
+
+@lru_cache
+def _rates() -> dict[str, dict[str, float]]:
+    return json.loads(RATES_FILE.read_text(encoding="utf-8"))["rates"]
+
+
+def rate(world: str, method: str) -> float:
+    """The tuned learning rate of a method. Raises `ValueError` where there is none."""
+    try:
+        return _rates()[world][method]
+    except KeyError:
+        raise ValueError(
+            f"No learning rate is known for {method!r} on {world}: add it to METHODS in claims/tuning.py and run "
+            "`minilora reproduce --tune`."
+        ) from None
+
+
+# ---- measurements of several runs --------------------------------------------------------------------
+
+
+def quality(
+    runs: Runs, world: str, method: str, tasks: tuple[str, ...], measure: str, steps: int | None = None, **changes: Any
+) -> list[float]:
+    """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings."""
+    wanted = {"experiment": NAME, "method": method, "steps": steps or STEPS[world], **changes}
+    optional = ("seed", "init_std", "examples")
+    cells = [
+        (c, r)
+        for c, r in select(runs, **wanted)
+        if c["base"][0] == world and c["task"] in tasks and all(c.get(k) == changes.get(k) for k in optional)
+    ]
+    seeds = sorted({c["base"][1] for c, _ in cells})
+    return [float(np.mean([r[measure] for c, r in cells if c["base"][1] == s])) for s in seeds]

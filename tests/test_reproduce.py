@@ -1,0 +1,265 @@
+"""Finished runs are kept, once each; what is damaged is made again; what dies or is interrupted loses nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from minilora import claims
+from minilora.claims import tuning
+from minilora.claims.claim import Experiment, Settings
+from minilora.interop import files, store
+from minilora.tools import reproduce as tools
+from minilora.tools.cli import main
+from minilora.tools.sweep import WorkerDiedError, process_pool, sweep
+
+PLANTED = [("rank", {"world": "planted", "seed": 0, "r": r}) for r in (1, 2, 3, 4)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """An experiment that notes its runs, in this process; its configurations are {"x": number}."""
+    ran = []
+
+    def run(configuration):
+        ran.append(configuration["x"])
+        if configuration["x"] == 13:
+            raise ValueError("13 is refused")
+        return {"double": 2 * configuration["x"]}
+
+    def at_once(count, scheduler):
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setitem(claims.SHARED, "counted", Experiment(run))
+    monkeypatch.setattr(tools, "_workers", at_once)
+    monkeypatch.setattr(tools, "process_pool", lambda count: at_once(count, None))
+    return ran
+
+
+def jobs(*numbers):
+    return [("counted", {"x": x}) for x in numbers]
+
+
+def doubles(results):
+    return [kept["result"]["double"] for kept in results.values()]
+
+
+# ---- what is kept ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_finished_is_read_and_not_made_again(counted, capsys):
+    assert doubles(tools.run_jobs(jobs(1, 2, 1), 1)) == [2, 4]
+    assert doubles(tools.run_jobs(jobs(1, 2, 3), 1)) == [2, 4, 6]
+    assert counted == [1, 2, 3]
+    assert "2 of 3 runs finished before; 1 are left." in capsys.readouterr().err
+    assert doubles(tools.run_jobs(jobs(1), 1, fresh=True)) == [2]
+    assert counted == [1, 2, 3, 1]
+
+
+def test_another_version_of_an_experiment_is_another_run(counted, monkeypatch):
+    tools.run_jobs(jobs(1), 1)
+    monkeypatch.setitem(claims.SHARED, "counted", Experiment(claims.SHARED["counted"].run, version=2))
+    tools.run_jobs(jobs(1), 1)
+    assert counted == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"double": 2', '"double": 3'),
+        lambda text: text.replace('"x": 1', '"x": 2'),
+        lambda text: "\x00" * len(text),
+    ],
+)
+def test_a_result_cut_short_or_edited_by_hand_is_made_again_with_a_warning(counted, cache, damage):
+    tools.run_jobs(jobs(1), 1)
+    (path,) = (cache / "runs").glob("*.json")
+    path.write_text(damage(path.read_text()))
+    with pytest.warns(UserWarning, match="damaged or was edited"):
+        assert doubles(tools.run_jobs(jobs(1), 1)) == [2]
+    assert counted == [1, 1]
+    assert doubles(tools.run_jobs(jobs(1), 1)) == [2] and counted == [1, 1]
+
+
+def test_what_finished_before_an_error_is_kept(counted):
+    with pytest.raises(ValueError, match="13 is refused"):
+        tools.run_jobs(jobs(1, 13, 2), 1)
+    tools.run_jobs(jobs(1), 1)
+    assert counted.count(1) == 1
+
+
+def test_a_full_disk_is_an_error_in_a_sentence_and_leaves_nothing_half_written(counted, cache, monkeypatch):
+    tools.run_jobs(jobs(1), 1)
+    before = sorted(cache.rglob("*"))
+    with monkeypatch.context() as patch:
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(ValueError, match="cannot be written: No space left on device"):
+            tools.run_jobs(jobs(2), 1)
+    assert sorted(cache.rglob("*")) == before
+    assert doubles(tools.run_jobs(jobs(1, 2), 1)) == [2, 4]
+
+
+def test_what_measures_time_runs_last_with_nothing_beside_it(counted, monkeypatch):
+    order = []
+    monkeypatch.setitem(claims.SHARED, "timed", Experiment(lambda c: order.append("timed") or {}, alone=True))
+    monkeypatch.setitem(claims.SHARED, "counted", Experiment(lambda c: order.append("counted") or {}))
+    tools.run_jobs([("timed", {"x": 0}), *jobs(1, 2), ("timed", {"x": 1})], 1)
+    assert order == ["counted", "counted", "timed", "timed"]
+
+
+def test_a_result_depends_on_the_base_and_its_text():
+    made_of = tools._made_of(("adaptation", {"base": ["text", 0], "task": "code"}))
+    assert made_of["base"]["text"] and made_of["base"]["steps"] and made_of["minilora"]
+    assert made_of["code"] != made_of["base"]["text"]
+    assert tools._made_of(("rank", {"world": "planted", "seed": 0, "r": 1}))["base"] is None
+
+
+# ---- workers that die --------------------------------------------------------------------------------
+
+
+def die_once(configuration):
+    """End the process, without a word, the first time that a run is tried; always where told so."""
+    x, folder = configuration
+    tried = os.path.join(folder, str(x))
+    if x < 0 or not os.path.exists(tried):
+        open(tried, "w").close()
+        if x in (3, -1):
+            os._exit(1)
+    return x
+
+
+def test_a_run_whose_worker_died_is_tried_once_more(tmp_path):
+    finished = []
+    with process_pool(2) as pool:
+        configurations = [(x, str(tmp_path)) for x in range(6)]
+        assert sweep(die_once, configurations, pool, lambda place, result: finished.append(result)) == list(range(6))
+    assert sorted(finished) == list(range(6))
+
+
+def test_a_run_that_dies_twice_is_named_and_the_rest_finish(tmp_path):
+    finished = []
+    with process_pool(2) as pool, pytest.raises(WorkerDiedError, match=r"died twice.*\(-1, ") as error:
+        sweep(die_once, [(x, str(tmp_path)) for x in (0, -1, 1, 2)], pool, lambda place, _: finished.append(place))
+    assert sorted(finished) == [0, 2, 3] and error.value.places == [1]
+
+
+def test_reproduce_names_the_run_that_died_and_keeps_the_others(monkeypatch):
+    real = tools.sweep
+
+    def dying(fn, configurations, executor, callback):
+        real(fn, configurations[1:], executor, lambda place, result: callback(place + 1, result))
+        raise WorkerDiedError([configurations[0]], [0])
+
+    monkeypatch.setattr(tools, "sweep", dying)
+    with pytest.raises(WorkerDiedError, match=r"planted.*'r': 1"):
+        tools.run_jobs(PLANTED, 1)
+    monkeypatch.setattr(tools, "sweep", real)
+    kept = [store.kept_result(tools._made_of(job)) for job in PLANTED]
+    assert kept[0] is None and all(k["result"]["floor"] >= 0 for k in kept[1:])
+
+
+# ---- the whole run, killed ---------------------------------------------------------------------------
+
+KILLED = """
+import json, sys
+from minilora.tools.reproduce import run_jobs
+if __name__ == "__main__":
+    jobs = [("rank", {"world": "planted", "seed": s, "r": r}) for s in range(3) for r in (1, 2, 3, 4, 6, 8)]
+    results = run_jobs(jobs, 2)
+    print(json.dumps({name: kept["result"] for name, kept in results.items()}, sort_keys=True))
+"""
+
+
+def test_a_run_killed_at_any_moment_goes_on_where_it_was(tmp_path, cache):
+    """The long form, on the command line and ten times, is in tests/stress."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    rng = np.random.default_rng(0)
+
+    def kept():
+        return {path.name: path.read_bytes() for path in (cache / "runs").glob("*.json")} if cache.exists() else {}
+
+    before = {}
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + 60
+        while len(kept()) == len(before) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        after = kept()
+        assert before.items() <= after.items()  # nothing that finished is lost or changed
+        before = after
+    final = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, check=True, timeout=120)
+    os.rename(cache, tmp_path / "killed")
+    unbroken = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, check=True, timeout=120)
+    assert json.loads(final.stdout) == json.loads(unbroken.stdout) and len(json.loads(final.stdout)) == 18
+
+
+# ---- tuning ------------------------------------------------------------------------------------------
+
+
+def test_the_rate_with_the_lowest_mean_loss_over_the_tasks_is_chosen():
+    def cell(method, task, lr, bits):
+        return {"base": ["strings", 100], "method": method, "task": task, "lr": lr}, {"bits": bits}
+
+    runs = [cell("full", "pairs", 1e-3, 1.0), cell("full", "revupper", 1e-3, 3.0)]
+    runs += [cell("full", "pairs", 2e-3, 1.5), cell("full", "revupper", 2e-3, 1.5)]
+    runs += [cell("bitfit", "pairs", 4e-3, 1.0), cell("bitfit", "pairs", 2e-3, 1.0)]
+    assert tuning.best_rates(runs) == {"strings": {"full": 2e-3, "bitfit": 2e-3}}
+
+
+def test_tuning_looks_at_a_base_and_batches_that_no_report_uses():
+    tuned = tuning.configurations()
+    reported = [c for claim in claims.CLAIMS for s in (3, 50) for c in claim.configurations(Settings(s))]
+    assert {c["base"][1] for c in tuned} == {tuning.BASE}
+    assert not any(c.get("base", [None, None])[1] == tuning.BASE for c in reported)
+    assert all(c["evaluation_seed"] == tuning.EVALUATION_SEED for c in tuned)
+
+
+def test_tune_writes_the_file_that_the_claims_read(counted, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(claims.SHARED, "adaptation", Experiment(lambda c: {"bits": abs(c["lr"] - 8e-3)}))
+    monkeypatch.setattr(tuning, "RATES_FILE", tmp_path / "rates.json")
+    monkeypatch.setattr(tools, "_prepare_base", lambda base: None)
+    assert main(["reproduce", "--tune", "--workers", "1"]) == 0
+    written = json.loads((tmp_path / "rates.json").read_text())
+    assert set(written["rates"]["text"].values()) == {8e-3} and "base 100" in written["chosen_on"]
+    assert str(tmp_path / "rates.json") in capsys.readouterr().out
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_looked_for_beyond_it():
+    def run(method, lr, bits):
+        return {"base": ["text", 100], "method": method, "task": "code", "lr": lr}, {"bits": bits}
+
+    runs = [run(m, lr, abs(lr - best)) for m, best in (("full", 0), ("bitfit", 4), ("prefix 8", 9)) for lr in (2, 4, 8)]
+    assert [(c["method"], c["lr"]) for c in tuning.beyond(runs)] == [("full", 1), ("prefix 8", 16)]
+
+
+def test_every_method_that_a_claim_uses_has_a_rate():
+    from minilora.claims import adaptation
+
+    for world, methods in tuning.METHODS.items():
+        assert all(adaptation.rate(world, method) > 0 for method in methods)
+    with pytest.raises(ValueError, match="No learning rate is known for 'lora q 3' on text: add it"):
+        adaptation.rate("text", "lora q 3")
