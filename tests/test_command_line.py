@@ -63,7 +63,7 @@ def test_info_and_help_show_what_they_should(capsys):
     out = capsys.readouterr().out
     for word in ("minilora", "Python", "NumPy", "BLAS", "thread", "backend", "cache"):
         assert word in out
-    for command in ("reproduce", "pretrain", "adapt", "generate", "merge", "info"):
+    for command in ("reproduce", "pretrain", "adapt", "generate", "merge", "budget", "info"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0 and f"example:\n  minilora {command}" in capsys.readouterr().out
@@ -101,6 +101,13 @@ def test_info_and_help_show_what_they_should(capsys):
         (["reproduce", "--seeds", "0"], "at least 1, not 0"),
         (["reproduce", "--workers", "0"], "at least 1, not 0"),
         (["reproduce", "--out", "short.txt/x"], "cannot be written"),
+        (["reproduce", "--scheduler", "localhost"], "must be an address such as tcp://127.0.0.1:8786"),
+        (["budget"], "--preset NAME, --base FILE"),
+        (["budget", "--preset", "gpt4"], "there are: tiny, gpt2"),
+        (["budget", "--preset", "gpt2", "--base", "base.npz"], "not both"),
+        (["budget", "--preset", "gpt2", "--r", "0"], "not 0"),
+        (["budget", "--preset", "gpt2", "--targets", "q_pro"], "no target 'q_pro'"),
+        (["budget", "--preset", "gpt2", "--time", "1025"], "not 1025"),
     ],
 )  # fmt: skip
 def test_refusals_exit_with_2_and_write_nothing(base, arguments, message, capsys):
@@ -119,6 +126,14 @@ def test_refusals_exit_with_2_and_write_nothing(base, arguments, message, capsys
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(error)
     assert sorted(os.listdir(".")) == before
+
+
+def test_budget_of_a_preset_and_of_a_base(base, capsys):
+    assert main(["budget", "--preset", "gpt3-175b", "--r", "4", "--targets", "q_proj,v_proj", "--paper"]) == 0
+    out = capsys.readouterr().out
+    assert "18,874,368" in out and "37.7 MB" in out and "not derivable" in out
+    assert main(["budget", "--base", base, "--r", "2"]) == 0
+    assert "128" in capsys.readouterr().out  # 2 (16 + 16) for q and v of one layer
 
 
 def test_divergence_names_the_step(base, capsys, monkeypatch):

@@ -1,0 +1,339 @@
+"""§4.2: LoRA needs no gradients and no Adam states for what is frozen; "a 25% speedup"; the paper's own figures.
+
+On the tiny model everything is measured and compared with the formulas of `minilora.budget`, which then speak for
+GPT-3. Bytes are counted by array, not by process: the arrays come from blocks that are kept and used again, so that
+neither the process's size nor `tracemalloc` says which of them are needed. For activations that means the arrays
+which the backward functions on the tape still hold.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..autograd import Array, Node, Tensor
+from ..budget import PRESETS, Budget, full_budget, lora_budget, readable
+from ..gpt import GPT, GPTConfig
+from ..interop.checkpoint import save_checkpoint
+from ..interop.peft import save_adapter
+from ..lora import LoRAConfig, add_lora
+from ..nn import Module
+from ..optim import Adam
+from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, select
+from .figures import BLUE, GRAY, GREEN, ORANGE, SKY
+from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
+
+R, TARGETS = 4, ("q_proj", "v_proj")
+BATCH, TIME = 32, 20  # tokens of the memory run, as the string tasks are learned
+STEPS = ((64, 20, 64, 2), (16, 64, 64, 2), (32, 64, 128, 4))  # batch, time, d_model, layers
+ROUNDS = 15
+FILE_SLACK = 4096  # bytes of headers and settings in an adapter's files
+ACTIVATIONS_WITHIN = 0.02  # of the formula, which leaves out indices and what is one number a row
+PAPER_TIME = 32.5 / 43.1  # of a LoRA step, from the tokens/s of §4.2's footnote
+PAPER_MEMORY = (1.2e12, 350e9)  # bytes
+
+
+def configurations(settings: Settings) -> list[Configuration]:
+    rounds = ROUNDS // 3 if settings.quick else ROUNDS
+    return [
+        {"measure": "bytes", "batch": BATCH, "time": TIME},
+        *(
+            {"measure": "time", "batch": B, "time": T, "d_model": D, "layers": L, "rounds": rounds}
+            for B, T, D, L in STEPS
+        ),
+    ]
+
+
+def run(configuration: Configuration) -> Result:
+    """Of full fine-tuning and of LoRA: the bytes, or the milliseconds of a step in every round."""
+    B, T = configuration["batch"], configuration["time"]
+    ids, targets = np.random.default_rng(0).integers(0, PRESETS["tiny"].vocab, (2, B, T))
+    if configuration["measure"] == "bytes":
+        return {method: _bytes(method, ids, targets) for method in ("full", "lora")}
+    return _milliseconds(configuration, ids, targets)
+
+
+def _model(method: str, context: int, d_model: int, layers: int) -> tuple[GPT, Adam]:
+    tiny = PRESETS["tiny"]
+    model = GPT(GPTConfig(tiny.vocab, context, d_model, layers, tiny.n_heads), seed=0)
+    parameters = add_lora(model, LoRAConfig(R, target_modules=TARGETS)) if method == "lora" else model.parameters()
+    return model, Adam(parameters, 1e-3)
+
+
+# ---- bytes -------------------------------------------------------------------------------------------
+
+
+def _bytes(method: str, ids: np.ndarray, targets: np.ndarray) -> dict[str, int]:
+    tiny = PRESETS["tiny"]
+    model, optimizer = _model(method, tiny.context, tiny.d_model, tiny.n_layers)
+    loss = F.cross_entropy(model(ids), targets)
+    activations = saved_bytes(loss, model)
+    loss.backward()
+    optimizer.step()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if method == "lora":
+            save_adapter(model, folder)
+        else:
+            save_checkpoint(folder / "model.npz", model)
+        file = sum(path.stat().st_size for path in folder.iterdir())
+    return {
+        "trainable": model.num_parameters(trainable_only=True),
+        "weights": sum(p.data.nbytes for p in model.parameters()),
+        "gradients": sum(p.grad.nbytes for p in model.parameters() if p.grad is not None),
+        "adam": sum(array.nbytes for arrays in optimizer.state.values() for array in arrays),
+        "activations": activations,
+        "file": file,
+    }
+
+
+def saved_bytes(loss: Tensor, model: Module) -> int:
+    """Bytes of the arrays that the graph below a loss keeps alive, each block of memory once, parameters aside."""
+    blocks = {id(block): block for node in _nodes(loss) for array in _held(node) for block in [_block(array)]}
+    parameters = {id(_block(p.data)) for p in model.parameters()}
+    return sum(block.nbytes for key, block in blocks.items() if key not in parameters)
+
+
+def _nodes(loss: Tensor) -> Iterator[Node]:
+    """Every recorded operation below a loss, once."""
+    stack: list[Any] = [loss._node]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Node) and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(node.parents)
+
+
+def _held(node: Node) -> Iterator[Array]:
+    """The arrays in the closure of a node's backward: bare, in a Tensor, or in lists and tuples."""
+    stack = [cell.cell_contents for cell in getattr(node.backward, "__closure__", None) or ()]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, Tensor):
+            yield value.data
+        elif isinstance(value, (list, tuple)):
+            stack.extend(value)
+
+
+def _block(array: Array) -> Array:
+    """The array whose memory a view looks at."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+# ---- time --------------------------------------------------------------------------------------------
+
+
+def _milliseconds(configuration: Configuration, ids: np.ndarray, targets: np.ndarray) -> Result:
+    steps = {method: _step(method, configuration, ids, targets) for method in ("full", "lora")}
+    repeats = max(1, round(0.03 / _seconds(steps["full"])))  # 30 ms or more are well timed
+    times: dict[str, list[float]] = {method: [] for method in steps}
+    for number in range(configuration["rounds"] + 1):
+        for method in list(steps)[:: -1 if number % 2 else 1]:  # neither is always first
+            start = time.perf_counter()
+            for _ in range(repeats):
+                steps[method]()
+            if number:  # the first warms up
+                times[method].append(1e3 * (time.perf_counter() - start) / repeats)
+    return times
+
+
+def _step(method: str, configuration: Configuration, ids: np.ndarray, targets: np.ndarray) -> Callable[[], None]:
+    model, optimizer = _model(method, configuration["time"], configuration["d_model"], configuration["layers"])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(ids), targets).backward()
+        optimizer.step()
+
+    return step
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+# ---- what it came to ---------------------------------------------------------------------------------
+
+
+def ratios(runs: Runs) -> dict[str, tuple[float, float, float]]:
+    """Of each size: lower quartile, median, upper quartile of a LoRA step's time over a full one's in its round."""
+    found = {}
+    for c, times in select(runs, measure="time"):
+        quartiles = np.quantile(np.array(times["lora"]) / np.array(times["full"]), (0.25, 0.5, 0.75))
+        low, middle, high = (float(q) for q in quartiles)
+        found[f"{c['batch']} x {c['time']}, d {c['d_model']}, {c['layers']} layers"] = (low, middle, high)
+    return found
+
+
+def _formulas(configuration: Configuration) -> dict[str, Budget]:
+    tiny, B, T = PRESETS["tiny"], configuration["batch"], configuration["time"]
+    return {"full": full_budget(tiny, B, T), "lora": lora_budget(tiny, R, TARGETS, B, T)}
+
+
+def misses(runs: Runs) -> list[str]:
+    """What was not measured as the formulas say, in words."""
+    configuration, measured = select(runs, measure="bytes")[0]
+    wrong = []
+    for method, budget in _formulas(configuration).items():
+        found = measured[method]
+        for name in ("trainable", "weights", "gradients", "adam"):
+            if found[name] != getattr(budget, name):
+                wrong.append(f"{name} of {method} {found[name]:,}, not {getattr(budget, name):,}")
+        if abs(found["activations"] / budget.activations - 1) > ACTIVATIONS_WITHIN:
+            wrong.append(f"activations of {method} {found['activations']:,}, not about {budget.activations:,}")
+    file, numbers = measured["lora"]["file"], _formulas(configuration)["lora"].checkpoint
+    if not numbers <= file <= numbers + FILE_SLACK:
+        wrong.append(f"the adapter's files {file:,} bytes for {numbers:,} of numbers")
+    return wrong
+
+
+def conclude(runs: Runs) -> Outcome:
+    configuration, measured = select(runs, measure="bytes")[0]
+    full, lora = measured["full"], measured["lora"]
+    formulas, wrong, steps = _formulas(configuration), misses(runs), ratios(runs)
+    off = max(abs(measured[m]["activations"] / b.activations - 1) for m, b in formulas.items())
+    saved = 1 - (lora["weights"] + lora["adam"]) / (full["weights"] + full["adam"])
+    if wrong or any(middle >= 1 for _, middle, _ in steps.values()):
+        verdict = FAILS
+    else:
+        verdict = HOLDS if all(high < 1 for _, _, high in steps.values()) else NOISE
+    return Outcome(
+        f"tiny model: {lora['trainable']:,} of {full['trainable']:,} parameters train; "
+        + (f"not as the formulas say: {'; '.join(wrong)}; " if wrong else "bytes as the formulas say, ")
+        + f"activations to {100 * off:.1f} %; gradients and Adam states {_both(lora, full, 'gradients', 'adam')}, "
+        f"activations {_both(lora, full, 'activations')}, file {_both(lora, full, 'file')}; weights and Adam states "
+        f"{100 * saved:.0f} % less; a LoRA step takes {', '.join(f'{m:.2f}' for _, m, _ in steps.values())} of a full "
+        f"one (GPT-3: {PAPER_TIME:.2f}); {_paper_summary()}",
+        f"quartiles of the step's ratio up to {max(high - low for low, _, high in steps.values()):.3f} apart",
+        verdict,
+    )
+
+
+def _both(lora: Result, full: Result, *names: str) -> str:
+    return f"{readable(sum(lora[n] for n in names))} instead of {readable(sum(full[n] for n in names))}"
+
+
+def _paper_summary() -> str:
+    figures = paper_figures()
+    counts = Counter(figure.outcome for figure in figures)
+    apart = [figure for figure in figures if figure.outcome == DIFFERS]
+    cut = [figure for figure in apart if figure.cut_off]
+    return (
+        f"of the paper's {len(figures)} figures {counts[EXACT]} exact, {counts[AGREES]} agree as printed, "
+        f"{counts[NOT_DERIVABLE]} not derivable, {counts[DIFFERS]} differ from the stated formula, {len(cut)} of them "
+        f"by digits cut off ({_names(cut)}), the others more ({_names([f for f in apart if not f.cut_off])})"
+    )
+
+
+def _names(figures: Sequence[PaperFigure]) -> str:
+    printed: dict[str, list[str]] = {}
+    for figure in figures:
+        printed.setdefault(figure.what, []).append(figure.printed)
+    return "; ".join(f"{what} {', '.join(values)}" for what, values in printed.items())
+
+
+# ---- drawing -----------------------------------------------------------------------------------------
+
+_PARTS = (
+    ("weights", "weights", BLUE),
+    ("gradients", "gradients", GREEN),
+    ("adam", "Adam's m and v", ORANGE),
+    ("activations", "activations", SKY),
+)
+
+
+def draw(runs: Runs, figure: Any) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    _draw_memory(runs, left)
+    _draw_steps(runs, right)
+
+
+def _draw_memory(runs: Runs, axes: Any) -> None:
+    configuration, measured = select(runs, measure="bytes")[0]
+    gpt3, B, T = PRESETS["gpt3-175b"], 1, 2048
+    formulas = {"full": full_budget(gpt3, B, T), "lora": lora_budget(gpt3, R, TARGETS, B, T)}
+    parts = {
+        f"tiny, measured\n({configuration['batch']} x {configuration['time']} tokens)": measured,
+        f"GPT-3, formula\n({B} x {T:,} tokens)": {m: vars(b) for m, b in formulas.items()},
+    }
+    shares = []
+    for group, sizes in enumerate(parts.values()):
+        whole = sum(sizes["full"][name] for name, _, _ in _PARTS)
+        for place, method in ((3 * group, "full"), (3 * group + 1, "lora")):
+            bottom = 0.0
+            for name, part, color in _PARTS:
+                height = sizes[method][name] / whole
+                first = part if place == 0 else None
+                axes.bar(place, height, 0.85, bottom, color=color, label=first, edgecolor="white", linewidth=0.6)
+                bottom += height
+            _say(axes, place, bottom, method, readable(bottom * whole))
+        shares.append(bottom)
+    for place, method, size in ((6, "full", PAPER_MEMORY[0]), (7, "lora", PAPER_MEMORY[1])):
+        axes.bar(place, size / PAPER_MEMORY[0], 0.85, color="none", edgecolor=GRAY, linewidth=1.4, hatch="//")
+        _say(axes, place, size / PAPER_MEMORY[0], method, readable(size))
+    axes.set_xticks([0.5, 3.5, 6.5], [*parts, "GPT-3, the paper\n(parts not stated)"])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel="memory, as a share of full fine-tuning", ylim=(0, 1.42), yticks=np.arange(0, 1.01, 0.25))
+    axes.legend(fontsize=8.5, ncols=2, loc="upper left")
+    axes.set_title(f"LoRA takes {100 * shares[0]:.0f} % of the memory here, {100 * shares[1]:.0f} % on GPT-3")
+
+
+def _say(axes: Any, place: float, height: float, method: str, size: str) -> None:
+    name = "LoRA" if method == "lora" else "full"
+    axes.text(place, height + 0.015, f"{name}\n{size}", ha="center", va="bottom", fontsize=8.5)
+
+
+def _draw_steps(runs: Runs, axes: Any) -> None:
+    steps = ratios(runs)
+    for place, (low, middle, high) in enumerate(steps.values()):
+        spread = [[middle - low], [high - middle]]
+        axes.errorbar([place], [middle], yerr=spread, fmt="o", color=BLUE, capsize=4, markersize=7)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # a dashed line may pass behind
+        axes.text(place, high + 0.015, f"{middle:.2f}", ha="center", va="bottom", fontsize=9, bbox=box)
+    axes.axhline(1, color=GRAY, label="a full step")
+    axes.axhline(PAPER_TIME, color=ORANGE, linestyle="--", label=f"paper, GPT-3: {PAPER_TIME:.2f}")
+    axes.axhline(2 / 3, color=GRAY, linestyle=":", label="two of three products a weight: 0.67")
+    axes.set_xticks(range(len(steps)), [name.replace(", ", "\n") for name in steps])
+    axes.grid(axis="x", visible=False)
+    top = max(1.0, *(high for _, _, high in steps.values()))
+    axes.set(xlim=(-0.5, len(steps) - 0.3), ylim=(0.55, top + 0.19), ylabel="LoRA step / full step (bars: quartiles)")
+    axes.legend(fontsize=8.5, loc="upper left")
+    medians = sorted(middle for _, middle, _ in steps.values())
+    axes.set_title(f"A LoRA step takes {medians[0]:.2f} to {medians[-1]:.2f} of a full one")
+
+
+CLAIM = Claim(
+    id="budget",
+    statement="LoRA needs no gradients and no Adam states for frozen weights, and its steps are faster",
+    where="§4.2, §5.1, Tables 1-5 and 15",
+    paper="GPT-3 with r = 4 on q, v: memory 1.2 TB → 350 GB, checkpoint 350 GB → 35 MB, 25 % faster",
+    rule=(
+        "holds if, for full fine-tuning and LoRA on the tiny model, trainable parameters and the bytes of weights, "
+        "gradients and Adam states equal the formulas, the tape's arrays are within 2 % of theirs, the adapter's files "
+        "within 4 KiB of 4 bytes a parameter, and at every size the upper quartile of a LoRA step's time over a full "
+        "one's is below 1; does not hold if a count or size is off, or a median ratio is 1 or more; within noise "
+        "otherwise"
+    ),
+    exact=False,
+    configurations=configurations,
+    experiment=Experiment(run, alone=True),
+    conclude=conclude,
+    draw=draw,
+)
