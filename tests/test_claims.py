@@ -2,17 +2,38 @@
 
 import json
 import math
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from minilora import claims
-from minilora.claims import alpha_learning_rate, rank, zero_init
+from minilora.claims import (
+    adaptation,
+    alpha_learning_rate,
+    amplification,
+    bases,
+    init_scaling,
+    intrinsic_dimension,
+    intrinsic_rank,
+    latency,
+    low_data,
+    rank,
+    rivals,
+    subspaces,
+    task_switching,
+    which_matrices,
+    zero_init,
+)
 from minilora.claims.bases import load_base
 from minilora.claims.claim import FAILS, HOLDS, ILLUSTRATION, NOISE, Settings, at_least, deviation, worst
+from minilora.claims.figures import save_figure
 from minilora.claims.report import make_row, markdown, table, write_report
+from minilora.data import fixed
 from minilora.gpt import GPT, GPTConfig
 from minilora.tasks import WIDTH
+from minilora.training import evaluate
 
 
 def test_a_mean_above_the_threshold_by_two_standard_errors_holds():
@@ -26,22 +47,28 @@ def test_a_mean_above_the_threshold_by_two_standard_errors_holds():
 
 @pytest.fixture
 def tiny_bases(monkeypatch):
-    """Untrained one-layer models instead of the pretrained bases: the exact claims hold for any model."""
+    """Untrained small models instead of the pretrained bases, two steps instead of hundreds, few examples."""
 
     def base(world, seed):
-        sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2}
-        model = GPT(GPTConfig(96, WIDTH if world == "strings" else 64, **sizes), seed=seed)
+        sizes = {"d_model": 64, "n_layers": 2, "n_heads": 2}
+        model = GPT(GPTConfig(96, 2 * WIDTH if world == "strings" else 64, **sizes), seed=seed)
         for _name, p in model.named_parameters():
             if p.ndim == 2:
-                p.data *= 8
+                p.data *= 3
         return model
 
-    for module in (zero_init, alpha_learning_rate, rank):
-        monkeypatch.setattr(module, "load_base", base)
+    def few(draw, count, seed=2**31):
+        return fixed(draw, 1, seed)
 
+    def some_right(model, batches):  # a model that learned nothing answers nothing
+        return 0.5 + 1e-3 * evaluate(model, batches)
 
-def runs_of(module, configurations):
-    return [(c, module.run(c)) for c in configurations]
+    for module in (adaptation, bases, *(sys.modules[claim.conclude.__module__] for claim in claims.CLAIMS)):
+        for name, value in (("load_base", base), ("fixed", few), ("evaluate_exact_match", some_right)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    for world, steps in (("strings", 2), ("text", 8)):
+        monkeypatch.setitem(adaptation.STEPS, world, steps)
 
 
 def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monkeypatch):
@@ -49,7 +76,7 @@ def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monke
     monkeypatch.setattr(
         zero_init, "held_out_strings", lambda task: [zero_init.string_draw((task,), 8)(np.random.default_rng(0))]
     )
-    runs = runs_of(zero_init, zero_init.configurations(Settings(1)))
+    runs = [(c, zero_init.run(c)) for c in zero_init.configurations(Settings(1))]
     assert zero_init.conclude(runs).verdict == HOLDS
     for key, wrong in (("equal_float32", False), ("equal_merged", False), ("gradient_norms", [[1e-9, 1.0], [1, 1]])):
         broken = [(c, {**r, key: wrong} if c["start"] == "A Gaussian, B zero" else r) for c, r in runs]
@@ -87,30 +114,224 @@ def test_alpha_learning_rate_reads_the_ridge_of_a_known_grid():
     assert alpha_learning_rate.conclude(runs).verdict == FAILS
 
 
-def synthetic_rank(accuracy, full=1.0, loss=0.0):
-    runs = [
-        ({"world": "planted", "seed": 0, "r": r}, {"loss": loss, "floor": 0.0, "start": 30.0})
-        for r in rank.PLANTED_RANKS
-    ]
-    for s in range(3):
-        for task in rank.STRING_TASKS:
-            for r in rank.STRING_RANKS:
-                runs.append(
-                    ({"world": "strings", "base": ["strings", s], "task": task, "r": r}, {"accuracy": accuracy[s]})
-                )
-            runs.append(({"world": "strings", "base": ["strings", s], "task": task, "r": "full"}, {"accuracy": full}))
-        for r in (*rank.TEXT_RANKS, "all-linear 16", "full"):
-            bits = 2.0 if r == "full" else 2.5
-            runs.append(({"world": "text", "base": ["text", s], "r": r}, {"before": 3.0, "bits": bits}))
-    return runs
+# ---- verdicts of the claims whose numbers scatter, on measurements made up -----------------------------
+
+
+def made_up(claim, result):
+    """All runs of a claim at three bases, each with `result(configuration)`."""
+    return [(c, result(c)) for c in claim.configurations(Settings(3))]
+
+
+def learned(accuracy=0.99, bits=2.5, **of):
+    """Results of the shared experiment: accuracy and bits of each method, a number or one a base."""
+
+    def result(c):
+        method, seed = c["method"], c["base"][1]
+        right, loss = of.get(method.replace(" ", "_").replace(",", ""), (accuracy, bits))
+        right, loss = (v[seed] if isinstance(v, tuple) else v for v in (right, loss))
+        return {"accuracy": right, "bits": loss, "bits_at_end": loss, "before": 3.0, "trainable": 2048}
+
+    return result
+
+
+def rank_result(accuracy, planted_loss=0.0):
+    shared = learned(accuracy, lora_qv_1=(0.5, 2.5), full=(1.0, 2.0))
+
+    def result(c):
+        if c.get("world") == "planted":
+            return {"loss": planted_loss, "floor": 0.0, "start": 30.0}
+        return shared(c)
+
+    return result
 
 
 def test_rank_verdict_follows_the_strings_and_the_planted_floor():
-    assert rank.conclude(synthetic_rank([0.99, 0.98, 1.0])).verdict == HOLDS
-    assert rank.conclude(synthetic_rank([0.80, 0.82, 0.79])).verdict == FAILS
-    assert rank.conclude(synthetic_rank([0.99, 0.85, 0.97])).verdict == NOISE
-    assert rank.conclude(synthetic_rank([0.99, 0.98, 1.0], loss=1e-6)).verdict == FAILS
-    assert "50, 50, 50 % of the gap (does not hold" in rank.conclude(synthetic_rank([1, 1, 1])).measured
+    def verdict(*of, **also):
+        return rank.conclude(made_up(rank.CLAIM, rank_result(*of, **also))).verdict
+
+    assert verdict((0.99, 0.98, 1.0)) == HOLDS
+    assert verdict((0.80, 0.82, 0.79)) == FAILS
+    assert verdict((0.99, 0.85, 0.97)) == NOISE
+    assert verdict((0.99, 0.98, 1.0), planted_loss=1e-6) == FAILS
+    assert "50, 50, 50 % of the gap" in rank.conclude(made_up(rank.CLAIM, rank_result(1.0))).measured
+
+
+def test_which_matrices_verdict_asks_that_q_and_v_together_lead_every_single_one():
+    def verdict(**of):
+        return which_matrices.conclude(made_up(which_matrices.CLAIM, learned(0.5, **of))).verdict
+
+    assert verdict(lora_qv_4=((0.9, 0.92, 0.88), 2.5)) == HOLDS
+    assert verdict(lora_qv_4=((0.9, 0.92, 0.88), 2.5), lora_o_8=((0.95, 0.96, 0.97), 2.5)) == FAILS
+    assert verdict(lora_qv_4=((0.9, 0.3, 0.6), 2.5)) == NOISE
+
+
+def test_rivals_verdict_asks_for_full_fine_tunings_quality_and_a_lead():
+    def verdict(**of):
+        return rivals.conclude(made_up(rivals.CLAIM, learned(0.4, full=(1.0, 2.0), **of))).verdict
+
+    assert verdict(lora_qv_4=((0.99, 0.98, 1.0), 2.5)) == HOLDS
+    assert verdict(lora_qv_4=((0.8, 0.81, 0.79), 2.5)) == FAILS
+    assert verdict(lora_qv_4=((0.97, 0.98, 0.96), 2.5), bitfit=((1.0, 1.0, 1.0), 2.5)) == FAILS
+    assert verdict(lora_qv_4=((0.99, 0.98, 1.0), 2.5), bitfit=((0.99, 0.2, 1.0), 2.5)) == NOISE
+
+
+def latency_result(merged=1.0, adapters=1.2, noise=0.02):
+    def result(c):
+        if "rounds" not in c:
+            return learned()(c)
+        wobble = noise * np.linspace(-1, 1, 41)
+        times = {name: (1 + wobble).tolist() for name in latency.VARIANTS}
+        times["base"] = [1.0] * 41
+        times["LoRA merged"] = (merged + wobble).tolist()
+        times["adapters (Houlsby)"] = (adapters + wobble).tolist()
+        return {"milliseconds": times}
+
+    return result
+
+
+def test_latency_verdict_is_measured_against_the_noise_of_the_base():
+    def verdict(**of):
+        return latency.conclude(made_up(latency.CLAIM, latency_result(**of))).verdict
+
+    assert verdict() == HOLDS
+    assert verdict(merged=1.005) == HOLDS and verdict(merged=0.9) == HOLDS
+    assert verdict(merged=1.1) == FAILS and verdict(adapters=1.0) == FAILS
+    runs = made_up(latency.CLAIM, latency_result())
+    slow = latency_result(merged=1.1)(runs[0][0])
+    assert latency.conclude([(runs[0][0], slow), *runs[1:]]).verdict == NOISE
+
+
+def switching_result(c):
+    exact = {"base_equal": True, "adapters_equal": True, "own": {"a": 0.9}, "other": {"b": 0.0}}
+    times = {"swap_ms": 1.0, "merge_ms": 0.5, "reload_ms": 4.0}
+    return {**exact, **times, "adapter_bytes": 17_000, "base_bytes": 460_000}
+
+
+def test_task_switching_verdict_allows_no_difference_at_all():
+    runs = made_up(task_switching.CLAIM, switching_result)
+    assert task_switching.conclude(runs).verdict == HOLDS
+    for key in ("base_equal", "adapters_equal"):
+        assert task_switching.conclude([*runs[1:], (runs[0][0], {**runs[0][1], key: False})]).verdict == FAILS
+    assert "354 GB" in runs[0][0].get("paper", task_switching.CLAIM.paper)
+    assert task_switching.storage(350e9, 35e6, 100) == (353.5e9, 35e12)  # the paper's footnote 4
+
+
+def low_data_result(small=0.03, full=0.3, accuracy=(0.5, 0.5, 0.5)):
+    def result(c):
+        if c.get("world") == "planted":
+            return {"excess": (full if c["r"] == "full" else small) + 0.001 * c["seed"]}
+        if "examples" in c:
+            return learned(0.4, lora_qv_8=(accuracy, 2.5))(c)
+        if c["base"][0] == "strings":
+            return {"before": 0.98, "known": 0.1}
+        return {"known": [1.8, 1.9, 2.0], "learned": [3.0, 2.6, 2.4]}
+
+    return result
+
+
+def test_low_data_verdict_asks_for_a_lead_in_both_worlds():
+    def verdict(**of):
+        return low_data.conclude(made_up(low_data.CLAIM, low_data_result(**of))).verdict
+
+    assert verdict() == HOLDS
+    assert verdict(accuracy=(0.3, 0.31, 0.29)) == FAILS and verdict(full=0.01) == FAILS
+    assert verdict(accuracy=(0.5, 0.2, 0.45)) == NOISE
+
+
+def test_intrinsic_dimension_verdict_and_d90():
+    def runs(accuracy):
+        few = {f"subspace_{n}": (0.0, 2.5) for n in (64, 256, 1024)}
+        return made_up(intrinsic_dimension.CLAIM, learned(1.0, subspace_4096=(accuracy, 2.5), **few))
+
+    assert intrinsic_dimension.conclude(runs((0.95, 0.96, 0.97))).verdict == HOLDS
+    assert intrinsic_dimension.conclude(runs((0.5, 0.6, 0.55))).verdict == FAILS
+    assert intrinsic_dimension.conclude(runs((0.95, 0.7, 0.97))).verdict == NOISE
+    assert intrinsic_dimension.d90(runs((0.95, 0.96, 0.97))) == 4096
+    assert intrinsic_dimension.d90(runs((0.5, 0.6, 0.55))) == 16384
+
+
+def cut_result(at_eight):
+    def result(c):
+        if c["experiment"] != "intrinsic_rank":
+            return learned()(c)
+        if c["base"][0] == "text":
+            return {"before": 3.0, "cut": [3.0, 2.9, 2.8, 2.7, 2.5, 2.3, 2.1, 2.0], "energy": [0.5] * 63 + [1.0]}
+        share = at_eight[c["base"][1]]
+        return {"before": 0.0, "cut": [0.0, 0.1, 0.2, 0.5, share, 1.0, 1.0, 1.0], "energy": [0.5] * 63 + [1.0]}
+
+    return result
+
+
+def test_intrinsic_rank_verdict_asks_what_rank_8_keeps():
+    def verdict(at_eight):
+        return intrinsic_rank.conclude(made_up(intrinsic_rank.CLAIM, cut_result(at_eight)))
+
+    assert verdict((0.99, 0.98, 1.0)).verdict == HOLDS
+    assert verdict((0.6, 0.7, 0.65)).verdict == FAILS
+    assert verdict((0.99, 0.85, 0.97)).verdict == NOISE
+    assert "text 1: 10, 4: 30, 8: 50, 16: 70 (does not hold" in verdict((1, 1, 1)).measured
+
+
+def phi_result(top, planted=1.0):
+    def table(value):
+        grid = np.full((subspaces.SMALL, subspaces.LARGE), value).tolist()
+        return {kind: {"ranks": grid, "seeds": grid} for kind in ("A", "B", "ΔW")}
+
+    def result(c):
+        return {"layer": table(planted)} if "base" not in c else {n: table(top[c["base"][1]]) for n in subspaces.SHOWN}
+
+    return result
+
+
+def test_subspaces_verdict_asks_for_the_planted_map_and_a_shared_first_direction():
+    def verdict(*of):
+        return subspaces.conclude(made_up(subspaces.CLAIM, phi_result(*of))).verdict
+
+    assert verdict((0.8, 0.82, 0.79)) == HOLDS
+    assert verdict((0.2, 0.3, 0.25)) == FAILS and verdict((0.8, 0.82, 0.79), 0.9) == FAILS
+    assert verdict((0.8, 0.4, 0.45)) == NOISE
+
+
+def amplification_result(change, own=5.0):
+    def result(c):
+        row = {"change": change[c["base"][1]], "own": own, "random": 0.5, "expected": 0.5}
+        row |= {"delta_norm": 4.0, "weight_norm": 8.0, "factor": 4.0}
+        return {f"blocks.1.attn.{kind}": row for kind in amplification.KINDS}
+
+    return result
+
+
+def test_amplification_verdict_asks_that_delta_avoids_what_w_emphasizes():
+    def verdict(*of):
+        return amplification.conclude(made_up(amplification.CLAIM, amplification_result(*of))).verdict
+
+    assert verdict((1.0, 1.1, 0.9)) == HOLDS
+    assert verdict((0.3, 0.31, 0.29)) == FAILS and verdict((4.0, 4.1, 4.2)) == FAILS
+    assert verdict((1.0, 0.3, 0.6)) == NOISE
+
+
+def init_scaling_result(identity=0.0, zero_a=(0.95, 0.95, 0.95), shift=0.0):
+    def result(c):
+        if c["part"] == "LoRA+":
+            return {"3": 1e-15, "4": identity}
+        if c["part"] == "start":
+            return {"accuracy": zero_a[c["base"][1]] if c["start"] == "A zero, B Gaussian" else 0.95}
+        best = np.log2(0.02) + shift * np.log2(c["r"]) / 6 + (np.log2(c["r"]) / 2 if "sqrt" in c["scaling"] else 0)
+        return {"bits": 2.5 + (np.log2(c["lr"]) - best) ** 2}
+
+    return result
+
+
+def test_init_scaling_verdict_asks_for_the_identity_equal_starts_and_a_still_rate():
+    def verdict(**of):
+        return init_scaling.conclude(made_up(init_scaling.CLAIM, init_scaling_result(**of))).verdict
+
+    assert verdict() == HOLDS
+    assert verdict(identity=1e-18) == FAILS and verdict(zero_a=(0.5, 0.5, 0.5)) == FAILS and verdict(shift=2.0) == FAILS
+    assert verdict(zero_a=(0.97, 0.80, 0.96)) == NOISE
+
+
+# ---- the experiments themselves, shrunk ----------------------------------------------------------------
 
 
 def test_rank_of_a_planted_change_is_found_to_the_last_digit():
@@ -121,15 +342,42 @@ def test_rank_of_a_planted_change_is_found_to_the_last_digit():
         assert result["loss"] == pytest.approx(least, rel=1e-9, abs=1e-20)
 
 
-def test_rank_string_and_text_runs_train(tiny_bases, monkeypatch):
-    monkeypatch.setattr(rank, "held_out_strings", lambda task: [rank.string_draw((task,), 8)(np.random.default_rng(0))])
-    monkeypatch.setattr(rank, "held_out_text", lambda which: [rank.text_draw(which, 2)(np.random.default_rng(0))])
-    for r in (2, "full"):
-        result = rank.run({"world": "strings", "base": ["strings", 0], "task": "pairs", "r": r, "steps": 2})
-        assert 0 <= result["accuracy"] <= 1
-    for r in (8, "all-linear 16", "full"):
-        result = rank.run({"world": "text", "base": ["text", 0], "r": r, "steps": 3})
-        assert 0 < result["bits"] != result["before"]
+def test_subspaces_of_a_planted_change_are_found_at_both_ranks():
+    result = subspaces.run({"world": "planted", "seed": 0})["layer"]["ΔW"]["ranks"]
+    assert np.array(result)[3, 3] == pytest.approx(1, abs=1e-6)
+
+
+def test_low_data_errors_grow_with_the_count_of_free_directions():
+    excess = {
+        r: np.mean([low_data.run({"world": "planted", "seed": s, "r": r})["excess"] for s in range(3)])
+        for r in (2, 8, "full")
+    }
+    assert 3 * excess[2] < excess[8] < excess["full"]
+
+
+def shrunk(claim, monkeypatch):
+    """The claim's quick configurations, each with the result of a run of a few steps on a tiny base."""
+    if claim is latency.CLAIM:
+        monkeypatch.setattr(latency, "ROUNDS", 2)
+        monkeypatch.setattr(latency, "SHAPES", {(1, 8): latency.SHAPES[1, 32]})
+    runs = []
+    for c in claim.configurations(Settings(1, quick=True)):
+        short = {**c, "steps": min(c["steps"], adaptation.STEPS[c["base"][0]])} if "steps" in c else c
+        runs.append((c, claims.experiment(claims.experiment_of(claim, c)).run(short)))
+    return runs
+
+
+@pytest.mark.parametrize(
+    "claim", [c for c in claims.CLAIMS if c.id not in ("zero_init", "budget")], ids=lambda claim: claim.id
+)
+def test_every_claim_runs_concludes_and_draws(claim, tiny_bases, monkeypatch, tmp_path):
+    runs = shrunk(claim, monkeypatch)
+    json.dumps([runs], allow_nan=False)  # what is kept, and what goes to other machines
+    outcome = claim.conclude(runs)
+    assert outcome.measured and outcome.spread and outcome.verdict in (HOLDS, FAILS, NOISE)
+    assert "nan" not in outcome.measured
+    save_figure(tmp_path / "figure.png", partial(claim.draw, runs))
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_every_claim_says_what_it_is_and_no_two_share_a_name():
@@ -141,12 +389,12 @@ def test_every_claim_says_what_it_is_and_no_two_share_a_name():
             configurations = claim.configurations(settings)
             texts = [json.dumps(c, sort_keys=True) for c in configurations]
             assert len(set(texts)) == len(texts) > 0
-    with pytest.raises(ValueError, match="no claim 'ranks'; there are: zero_init, alpha_learning_rate, rank"):
+    with pytest.raises(ValueError, match="no claim 'ranks'; there are: zero_init, alpha_learning_rate, init_scaling"):
         claims.find(["ranks"])
 
 
 def test_a_quick_run_decides_exact_claims_only(tmp_path):
-    runs = synthetic_rank([1.0, 1.0, 1.0])
+    runs = made_up(rank.CLAIM, rank_result(1.0))
     settings = Settings(3, quick=True)
     row = make_row(rank.CLAIM, runs, settings, 1.25)
     assert row["verdict"] == ILLUSTRATION

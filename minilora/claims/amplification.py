@@ -1,0 +1,139 @@
+"""§7.3, Table 7: "ΔW amplifies some features that W already has, and not those it emphasizes".
+
+W is projected onto the top directions of ΔW, onto its own and onto random ones. The paper reports the factor
+‖ΔW‖/‖UᵀWVᵀ‖, 21.5 at r = 4; random directions give a large factor too, so each projection is also divided by what
+random directions of that rank give on average, r‖W‖/d.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..analysis import amplification
+from ..lora import lora_layers
+from .adaptation import adaptation, learn
+from .claim import Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, at_least, deviation, mean, worst
+from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points
+
+RANKS = (4, 32)
+TASKS = {"text": "code", "strings": "revupper"}
+KINDS = ("q_proj", "v_proj")
+PAPER = {"change": (0.32, 1.90), "own": (21.67, 37.71), "random": (0.02, 0.33), "delta_norm": (6.91, 3.57)}
+
+
+def configurations(settings: Settings) -> list[Configuration]:
+    return [
+        {**adaptation(world, s, task, f"lora q,v {r}"), "experiment": "amplification"}
+        for s in range(settings.seeds)
+        for world, task in TASKS.items()
+        for r in RANKS
+    ]
+
+
+def run(configuration: Configuration) -> Result:
+    """Table 7 of every adapted matrix: {name: amplification(...)}."""
+    model, _ = learn(configuration)
+    r = int(configuration["method"].split()[-1])
+    rng = np.random.default_rng(0)
+    return {name: amplification(m.weight.data, m.delta_weight(), r, rng) for name, m in lora_layers(model).items()}
+
+
+def values(runs: Runs, world: str, r: int, fn: Any, kinds: tuple[str, ...] = KINDS) -> list[float]:
+    """Of each base, the mean over its matrices of fn(row of the table)."""
+    return [
+        mean([fn(row) for name, row in result.items() if name.endswith(kinds)])
+        for c, result in runs
+        if c["base"][0] == world and c["method"] == f"lora q,v {r}"
+    ]
+
+
+def over_random(row: dict[str, float]) -> float:
+    return row["change"] / row["expected"]
+
+
+def own_over_change(row: dict[str, float]) -> float:
+    return row["own"] / row["change"]
+
+
+def conclude(runs: Runs) -> Outcome:
+    r = RANKS[0]
+    verdicts = {
+        world: worst(
+            [at_least(values(runs, world, r, own_over_change), 2), at_least(values(runs, world, r, over_random), 1)]
+        )
+        for world in TASKS
+    }
+
+    def line(world: str, r: int) -> str:
+        change, own, random, factor = (
+            mean(values(runs, world, r, lambda row, k=k: row[k])) for k in ("change", "own", "expected", "factor")
+        )
+        return f"r = {r}: ΔW's directions {change:.2f}, W's own {own:.2f}, random {random:.2f}, factor {factor:.1f}"
+
+    return Outcome(
+        "; ".join(f"{world} {line(world, RANKS[0])}, {line(world, RANKS[1])} ({verdicts[world]})" for world in TASKS),
+        "; ".join(
+            f"{world} r = {r}: over random {mean(values(runs, world, r, over_random)):.2f} "
+            f"±{deviation(values(runs, world, r, over_random)):.2f}"
+            for world in TASKS
+        ),
+        worst(list(verdicts.values())),
+    )
+
+
+def draw(runs: Runs, figure: Any) -> None:
+    figure.set_size_inches(12.5, 4.4)
+    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    groups = [(world, kind, r) for world in TASKS for kind in KINDS for r in RANKS]
+    series = {
+        label: [values(runs, world, r, lambda row, k=k: row[k] / row["expected"], (kind,)) for world, kind, r in groups]
+        for label, k in (("ΔW's directions", "change"), ("W's own", "own"), ("random", "random"))
+    }
+    grouped_points(left, [f"{world}\n{kind[0]}, r = {r}" for world, kind, r in groups], series, (BLUE, ORANGE, GRAY))
+    left.axhline(1, color=GRAY, linewidth=1, linestyle=":")
+    left.set(yscale="log", ylabel="‖UᵀWVᵀ‖ / (r‖W‖/d)")
+    ratio, own = (
+        mean([v for world in TASKS for v in values(runs, world, RANKS[0], of)])
+        for of in (over_random, lambda row: row["own"] / row["expected"])
+    )
+    left.set_title(f"At r = {RANKS[0]}, ΔW's directions: {ratio:.1f} times random; W's own: {own:.1f} times")
+    left.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+    left.minorticks_off()
+    left.legend(fontsize=8, ncols=3)
+    for world, color in (("text", BLUE), ("strings", GREEN)):
+        for kind, marker in zip(KINDS, ("o", "s"), strict=True):
+            factors = [mean(values(runs, world, r, lambda row: row["factor"], (kind,))) for r in RANKS]
+            right.plot(RANKS, factors, marker + "-", color=color, label=f"{world}, {kind[0]}")
+    paper = [n / c for n, c in zip(PAPER["delta_norm"], PAPER["change"], strict=True)]
+    right.plot((4, 64), paper, "x--", color=GRAY, label="paper, q of layer 48")
+    right.set(xscale="log", yscale="log", xlabel="rank r", ylabel="factor ‖ΔW‖/‖UᵀWVᵀ‖")
+    right.set_xticks([4, 32, 64], ["4", "32", "64"])
+    right.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
+    right.minorticks_off()
+    falls = all(
+        mean(values(runs, world, RANKS[1], lambda row: row["factor"]))
+        < mean(values(runs, world, RANKS[0], lambda row: row["factor"]))
+        for world in TASKS
+    )
+    right.set_title(f"The factor {'falls with r, as in the paper' if falls else 'does not fall with r everywhere'}")
+    right.legend(fontsize=8)
+
+
+CLAIM = Claim(
+    id="amplification",
+    statement="ΔW amplifies directions that W has but does not emphasize",
+    where="§7.3, Table 7",
+    paper="GPT-3, q of layer 48, r = 4: ‖UᵀWVᵀ‖ 0.32 with ΔW's directions, 21.67 W's own, 0.02 random; factor 21.5 "
+    "(r = 64: 1.90, 37.71, 0.33; 1.9)",
+    rule=(
+        "holds if, at r = 4 in the mean over matrices, by two standard errors over bases, on text and on strings: W's "
+        "own directions give at least twice ‖UᵀWVᵀ‖ of ΔW's, and ΔW's at least what random directions give, r‖W‖/d"
+    ),
+    exact=False,
+    configurations=configurations,
+    experiment=Experiment(run),
+    conclude=conclude,
+    draw=draw,
+)
