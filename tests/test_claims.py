@@ -358,7 +358,7 @@ def test_low_data_errors_grow_with_the_count_of_free_directions():
 def shrunk(claim, monkeypatch):
     """The claim's quick configurations, each with the result of a run of a few steps on a tiny base."""
     if claim is latency.CLAIM:
-        monkeypatch.setattr(latency, "ROUNDS", 2)
+        monkeypatch.setattr(latency, "ROUNDS", 8)  # quick: a quarter
         monkeypatch.setattr(latency, "SHAPES", {(1, 8): latency.SHAPES[1, 32]})
     runs = []
     for c in claim.configurations(Settings(1, quick=True)):
