@@ -161,7 +161,8 @@ def _sweep(
     label: Callable[[Any], str],
 ) -> list[str]:
     """Run the jobs with a bar, `finished(job, result)` after each; returns those whose worker died twice, in words."""
-    with tqdm(total=len(jobs), desc=title, unit="run", disable=None) as bar:
+    often = 0.1 if sys.stderr.isatty() else 30  # seconds; in a log, few lines
+    with tqdm(total=len(jobs), desc=title, unit="run", mininterval=often) as bar:
 
         def show(place: int, result: Any) -> None:
             finished(jobs[place], result)
