@@ -193,7 +193,12 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         "--out",
         "b.npz",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     checkpoint = tmp_path / "b.npz.checkpoint.npz"
     deadline = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < deadline:
