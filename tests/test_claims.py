@@ -104,7 +104,10 @@ def test_alpha_learning_rate_reads_the_ridge_of_a_known_grid():
         assert alpha_learning_rate.exchange(alphas, rates, bits) == pytest.approx(gamma, abs=0.06)
     runs = [({"start": "identities"}, {"adam | x | 3": 1e-15, "adam | x | 4": 0.0, "adam | naive: lr·s | 3": 0.4})]
     runs += [
-        ({"start": "fixed", "base": ["strings", s], "alpha": a, "lr": lr}, {"bits": (math.log2(lr * a**0.5) + 5) ** 2})
+        (
+            {"start": "fixed", "base": ["strings", s], "alpha": a, "lr": lr, "steps": 150},
+            {"bits": (math.log2(lr * a**0.5) + 5) ** 2},
+        )
         for s in range(2)
         for a in alphas
         for lr in rates

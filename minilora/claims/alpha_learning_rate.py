@@ -167,13 +167,14 @@ def conclude(runs: Runs) -> Outcome:
     exact3 = max(v for k, v in identities.items() if "naive" not in k and k.endswith("| 3"))
     exact4 = max(v for k, v in identities.items() if "naive" not in k and k.endswith("| 4"))
     naive = identities["adam | naive: lr·s | 3"]
-    seeds = sorted({c["base"][1] for c, _ in select(runs, start="fixed")})
+    cells = [c for c, _ in select(runs, start="fixed")]
+    seeds, steps = sorted({c["base"][1] for c in cells}), cells[0]["steps"]
     grids = [grid(runs, "fixed", seed) for seed in seeds]
     gammas = [exchange(*g) for g in grids]
     gaps = [float(np.ptp(bits.min(axis=1))) for _, _, bits in grids]  # between the best losses of the alphas
     return Outcome(
         f"identities: {exact3:.0e} for s = 3, {'bit-equal' if exact4 == 0 else f'{exact4:.0e}'} for s = 4; "
-        f"naive lr·s off by {100 * naive:.0f} %; A₀ fixed: best lr ∝ α^-{mean(gammas):.2f}, "
+        f"naive lr·s off by {100 * naive:.0f} %; A₀ fixed, {steps} steps: best lr ∝ α^-{mean(gammas):.2f}, "
         f"best losses of all α within {mean(gaps):.3f} bits",
         f"exponent ±{deviation(gammas):.2f}, bits ±{deviation(gaps):.3f}",
         HOLDS if exact3 <= 1e-12 and exact4 == 0 else FAILS,

@@ -138,7 +138,8 @@ def conclude(runs: Runs) -> Outcome:
         at_least([1 - abs(x) for x in moved["alpha/r"]], 0),
     ]
     return Outcome(
-        f"starts: {', '.join(f'{start} {100 * mean(accuracy(runs, start)):.0f} %' for start in STARTS)}; best lr from "
+        f"starts: {', '.join(f'{start} {100 * mean(accuracy(runs, start)):.0f} %' for start in STARTS)}; best lr of "
+        f"{SWEEP_STEPS} steps from "
         f"r = 1 to 64 moves by 2^{mean(moved['alpha/r']):+.1f} with α/r, 2^{mean(moved['alpha/sqrt(r)']):+.1f} with "
         f"α/√r (whose best loss at r = 64 is {mean(gain):+.3f} bits lower); LoRA+ is α·s to {identity['3']:.0e} for "
         f"s = 3, {'bit for bit' if identity['4'] == 0 else format(identity['4'], '.0e')} for s = 4",

@@ -121,7 +121,8 @@ def conclude(runs: Runs) -> Outcome:
     return Outcome(
         f"{'base and adapters come back bit for bit' if exact else 'something was left behind'}; swapping reads "
         f"{adapter / 1e3:.0f} kB in {mean(swaps):.1f} ms, reloading a full model {base / 1e3:.0f} kB in "
-        f"{mean([r['reload_ms'] for r in results]):.1f} ms; an adapter answers its task {100 * mean(own):.0f} %, the "
+        f"{mean([r['reload_ms'] for r in results]):.1f} ms; after {STEPS} steps an adapter answers its task "
+        f"{100 * mean(own):.0f} %, the "
         f"other {100 * mean(other):.0f} %; storage for tasks {sizes} (the paper's sizes give {together / 1e9:.1f} GB "
         f"and {apart / 1e12:.0f} TB for 100)",
         f"swap ±{deviation(swaps):.1f} ms; own task ±{100 * deviation(own):.0f} %",

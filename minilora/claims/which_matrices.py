@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .adaptation import EXPERIMENT, adaptation, quality
+from .adaptation import EXPERIMENT, STEPS, adaptation, quality
 from .claim import Claim, Configuration, Outcome, Runs, Settings, at_least, deviation, mean, worst
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, point
 
@@ -67,7 +67,8 @@ def conclude(runs: Runs) -> Outcome:
     )
     shown = ", ".join(f"{choice} {100 * mean(accuracy(runs, choice)):.0f}" for choice in CHOICES)
     return Outcome(
-        f"strings, mean of {len(tasks_run(runs))} tasks (%): {shown}; text: best {order[0]} ({on_text[order[0]]:.2f} "
+        f"strings, mean of {len(tasks_run(runs))} tasks after {STEPS['strings']} steps (%): {shown}; text: best "
+        f"{order[0]} ({on_text[order[0]]:.2f} "
         f"bits), q, v {on_text['q, v']:.2f}, worst {order[-1]} ({on_text[order[-1]]:.2f}) ({text_verdict} there)",
         f"q, v ±{100 * deviation(both):.0f} %, its lead over the best single matrix "
         f"±{100 * deviation(min((ahead[c] for c in ALONE), key=mean)):.0f} %",
