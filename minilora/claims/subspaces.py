@@ -85,15 +85,19 @@ def _planted(seed: int) -> list[dict[str, Any]]:
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def phi(runs: Runs, world: str, pair: str, i: int, j: int, kind: str = "ΔW") -> list[float]:
+def tables(runs: Runs, world: str, pair: str, kind: str = "ΔW") -> list[np.ndarray]:
     """Of each base, φ(i, j), the mean over the layers shown; of the planted map, of each seed."""
-    values = []
-    for c, r in runs:
-        if world == "planted" and c.get("world") == world:
-            values.append(r["layer"][kind][pair][i - 1][j - 1])
-        elif "base" in c and c["base"][0] == world:
-            values.append(mean([r[name][kind][pair][i - 1][j - 1] for name in SHOWN]))
-    return values
+    layers = ("layer",) if world == "planted" else SHOWN
+    return [
+        np.mean([r[name][kind][pair] for name in layers], axis=0)
+        for c, r in runs
+        if world in (c.get("world"), *c.get("base", ()))
+    ]
+
+
+def phi(runs: Runs, world: str, pair: str, i: int, j: int, kind: str = "ΔW") -> list[float]:
+    """Of each base, one entry of its table."""
+    return [float(table[i - 1, j - 1]) for table in tables(runs, world, pair, kind)]
 
 
 def conclude(runs: Runs) -> Outcome:
@@ -116,25 +120,24 @@ def conclude(runs: Runs) -> Outcome:
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    figure.set_size_inches(12.5, 7.6)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.05))
-    axes = upper.subplots(1, 4)
-    panels = [("planted", "layer", "planted")] + [
-        (world, name, f"{world}, {name.split('.')[-1][0]}")
-        for world, name in (("strings", SHOWN[0]), ("strings", SHOWN[1]), ("text", SHOWN[1]))
-    ]
-    for ax, (world, name, label) in zip(axes, panels, strict=True):
-        heat = np.mean(
-            [r[name]["ΔW"]["ranks"] for c, r in runs if world in (c.get("world"), *c.get("base", ()))], axis=0
-        )
-        image = ax.imshow(
-            heat, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=(0.5, LARGE + 0.5, SMALL + 0.5, 0.5)
-        )
-        ax.set(xlabel=f"j  (r = {LARGE})", title=f"{label}: φ(1,1) = {heat[0, 0]:.2f}")
-        ax.set_yticks([1, 4, 8])
-        ax.grid(False)
-    axes[0].set_ylabel(f"i  (r = {SMALL})")
-    upper.colorbar(image, ax=axes, label="φ(i, j) of ΔW")
+    figure.set_size_inches(12.5, 8.6)
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    panels = [("planted", "ΔW")] + [(world, kind) for world in TASKS for kind in ("A", "B", "ΔW")]
+    axes = upper.subplots(2, len(panels), sharey=True, sharex="row")
+    for row, (pair, columns) in zip(axes, (("ranks", LARGE), ("seeds", SMALL)), strict=True):
+        for ax, (world, kind) in zip(row, panels, strict=True):
+            heat = np.mean(tables(runs, world, pair, kind), axis=0)
+            edges = (0.5, columns + 0.5, SMALL + 0.5, 0.5)
+            image = ax.imshow(heat, cmap="cividis", vmin=0, vmax=1, aspect="auto", extent=edges)
+            ax.set_title(f"{world}, {kind}: {heat[0, 0]:.2f}", fontsize=9.5)
+            ax.set_xticks([1, 8, 16, 32] if columns == LARGE else [1, 4, 8])
+            ax.set_yticks([1, 4, 8])
+            ax.grid(False)
+    axes[0, 0].set_ylabel(f"i of r = {SMALL},\nj of r = {LARGE}")
+    axes[1, 0].set_ylabel(f"i and j of two\nseeds of r = {LARGE}")
+    for ax in axes[1]:
+        ax.set_xlabel("j")
+    upper.colorbar(image, ax=axes, label="φ(i, j), in titles φ(1, 1)")
     left, right = lower.subplots(1, 2, width_ratios=(1, 1.15))
     i = np.arange(1, SMALL + 1)
     for world, color in (("strings", BLUE), ("text", ORANGE)):
