@@ -18,7 +18,7 @@ import numpy as np
 from . import functional as F
 from .autograd import Tensor, no_grad
 from .backend import asarray, xp
-from .gpt import GPT, Attention
+from .gpt import GPT, Attention, Past
 from .nn import LayerNorm, Linear, Module, Parameter
 from .optim import Adam
 
@@ -68,12 +68,15 @@ class PrefixAttention(Module):
         self.prefix_k, self.prefix_v = Parameter(keys), Parameter(values)
         self.context_length = context_length
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         inner, (B, T, D) = self.inner, x.shape
-        _check_fits(len(self.prefix_k), T, self.context_length)
-        k = F.concatenate([_repeat(self.prefix_k, B), inner.k_proj(x)], axis=1)  # (B, P + T, D)
-        v = F.concatenate([_repeat(self.prefix_v, B), inner.v_proj(x)], axis=1)
-        y = F.causal_attention(inner.split(inner.q_proj(x)), inner.split(k), inner.split(v))  # (B, H, T, D/H)
+        q, k, v = (inner.split(project(x)) for project in (inner.q_proj, inner.k_proj, inner.v_proj))
+        if past is not None:
+            k, v = past.extend(k, v)
+        _check_fits(len(self.prefix_k), k.shape[2], self.context_length)
+        k = F.concatenate([inner.split(_repeat(self.prefix_k, B)), k], axis=2)  # (B, H, P + S, D/H)
+        v = F.concatenate([inner.split(_repeat(self.prefix_v, B)), v], axis=2)
+        y = F.causal_attention(q, k, v)  # (B, H, T, D/H)
         return inner.o_proj(y.transpose(0, 2, 1, 3).reshape(B, T, D))
 
 
@@ -132,8 +135,8 @@ class Bottleneck(Module):
         self.down = Linear(d, m, rng=rng, std=d**-0.5, dtype=dtype)
         self.up = Linear(m, d, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.inner(x)
+    def forward(self, x: Tensor, *past: Past) -> Tensor:
+        h = self.inner(x, *past)
         return h + self.up(F.gelu(self.down(h if self.norm is None else self.norm(h))))
 
 

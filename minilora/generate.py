@@ -9,7 +9,7 @@ import numpy as np
 from .autograd import no_grad
 from .backend import to_numpy
 from .data import Vocabulary
-from .gpt import GPT
+from .gpt import GPT, Cache
 
 
 def generate(
@@ -17,9 +17,10 @@ def generate(
 ) -> np.ndarray:
     """The ids (n,) followed by `new_tokens` more: (n + new_tokens,).
 
-    `temperature` divides the logits; 0 is greedy, the likeliest token each time. `top_k` keeps only the
-    k likeliest. Once the context is full, the model reads its last `context_length` tokens. The model is
-    read in evaluation mode. Raises `ValueError` for settings out of range or an empty prompt.
+    `temperature` divides the logits; 0 is greedy, the likeliest token each time. `top_k` keeps only the k likeliest.
+    A token costs one position, thanks to a cache of keys and values; once the context is full, the model reads its
+    last `context_length` tokens anew for each. The model is read in evaluation mode. Raises `ValueError` for settings
+    out of range or an empty prompt.
     """
     prompt = np.asarray(ids).ravel()
     if prompt.size == 0:
@@ -38,10 +39,13 @@ def generate(
     model.eval()
     try:
         with no_grad():
+            cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
             for _ in range(new_tokens):
-                recent = np.array([sequence[-model.config.context_length :]])  # (1, T)
-                logits = to_numpy(model(recent).data)[0, -1].astype(np.float64)  # (V,)
-                sequence.append(_choose(logits, temperature, top_k, rng))
+                if cache is not None and len(sequence) <= model.config.context_length:
+                    logits = model(np.array([sequence[cache.length :]]), cache)  # (1, new)
+                else:  # every token has moved to another position: nothing remembered is of use
+                    logits = model(np.array([sequence[-model.config.context_length :]]))
+                sequence.append(_choose(to_numpy(logits.data)[0, -1].astype(np.float64), temperature, top_k, rng))
     finally:
         model.train(was_training)
     return np.array(sequence, dtype=np.int64)

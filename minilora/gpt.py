@@ -5,6 +5,7 @@ Letters: B batch · T time · D `d_model` · H heads · V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,34 @@ class GPTConfig:
             )
 
 
+class Past:
+    """The keys and values of one attention for the positions read so far, (B, H, S, D/H) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
+
+        Raises `ValueError` where they want gradients, which nothing here would pass on.
+        """
+        if k.requires_grad or v.requires_grad:
+            raise ValueError("Reading on from a cache computes no gradients: do it within no_grad().")
+        if self.keys is not None and self.values is not None:
+            k, v = F.concatenate([self.keys, k], axis=2), F.concatenate([self.values, v], axis=2)
+        self.keys, self.values = k, v
+        return k, v
+
+
+class Cache:
+    """What a model remembers of the `length` positions it has read, so that reading on costs only the new ones."""
+
+    def __init__(self, model: GPT) -> None:
+        self.length = 0
+        self.blocks = [Past() for _ in model.blocks]
+
+
 class Attention(Module):
     """Causal self-attention with separate query, key, value and output projections, (D, D) each."""
 
@@ -55,8 +84,10 @@ class Attention(Module):
         self.v_proj = Linear(D, D, rng=rng, dtype=dtype)
         self.o_proj = Linear(D, D, rng=rng, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         q, k, v = self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
+        if past is not None:
+            k, v = past.extend(k, v)
         y = F.causal_attention(q, k, v).transpose(0, 2, 1, 3).reshape(*x.shape)  # (B, H, T, D/H) -> (B, T, D)
         return self.o_proj(y)
 
@@ -87,13 +118,14 @@ class Block(Module):
         self.ln_2 = LayerNorm(config.d_model, dtype=dtype)
         self.mlp = MLP(config, rng, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, *past: Past) -> Tensor:
+        x = x + self.attn(self.ln_1(x), *past)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT(Module):
-    """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`.
+    """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`; `model(ids, cache)` goes on
+    from what a `Cache` holds.
 
     Weights start as N(0, 0.02²), biases as 0, LayerNorm as 1 and 0, in training mode. With `seed=None`
     every weight matrix is zero, for a model about to be loaded.
@@ -113,22 +145,28 @@ class GPT(Module):
         if config.tied_head:
             self.lm_head.weight = self.token_embedding.weight
 
-    def forward(self, ids: Any) -> Tensor:
+    def forward(self, ids: Any, cache: Cache | None = None) -> Tensor:
         """Raises `TypeError` for ids that are not integers, `ValueError` for a wrong shape or an unknown id."""
-        return self.read(self.embed(ids))
+        if cache is None:
+            return self.read(self.embed(ids))
+        x = self.embed(ids, start=cache.length)
+        logits = self.read(x, cache.blocks)
+        cache.length += x.shape[1]
+        return logits
 
-    def embed(self, ids: Any) -> Tensor:
-        """Token and position together: ids (B, T) -> (B, T, D)."""
+    def embed(self, ids: Any, start: int = 0) -> Tensor:
+        """Token and position together, from position `start` on: ids (B, T) -> (B, T, D)."""
         ids = to_numpy(ids.data if isinstance(ids, Tensor) else ids)
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
-        T, limit = ids.shape[1], self.config.context_length
-        if T > limit:
-            raise ValueError(f"The sequence has {T} positions; the context holds at most {limit}: shorten it.")
-        return self.token_embedding(ids) + self.position_embedding.weight[:T]  # (B, T, D) + (T, D) -> (B, T, D)
+        end, limit = start + ids.shape[1], self.config.context_length
+        if end > limit:
+            raise ValueError(f"The sequence has {end} positions; the context holds at most {limit}: shorten it.")
+        # (B, T, D) + (T, D) -> (B, T, D)
+        return self.token_embedding(ids) + self.position_embedding.weight[start:end]
 
-    def read(self, x: Tensor) -> Tensor:
-        """All blocks, then the head: (B, T, D) -> logits (B, T, V)."""
-        for block in self.blocks:
-            x = block(x)
+    def read(self, x: Tensor, pasts: Sequence[Past] | None = None) -> Tensor:
+        """All blocks, then the head: (B, T, D) -> logits (B, T, V). `pasts` are what each block remembers."""
+        for number, block in enumerate(self.blocks):
+            x = block(x) if pasts is None else block(x, pasts[number])
         return self.lm_head(self.ln_f(x))  # (B, T, D) -> (B, T, V)

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import lora_gpt, snapshot, tiny_gpt
+from helpers import ids, lora_gpt, snapshot, tiny_gpt
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.baselines import PromptTuned, add_adapters, add_prefix
+from minilora.gpt import Cache
 
 
 def certain(*choices, vocab_size=7):
@@ -113,3 +115,54 @@ def test_settings_out_of_range_are_refused_and_the_mode_stays(prompt, settings, 
     with pytest.raises(error, match=message):
         ml.generate(model, prompt, **{"new_tokens": 2, **settings})
     assert model.training
+
+
+# ---- the cache of keys and values ----------------------------------------------------------------------
+
+
+def adapted(kind):
+    model = lora_gpt(dtype="float64") if kind in ("lora", "merged") else tiny_gpt(dtype="float64")
+    if kind == "merged":
+        ml.merge_lora(model)
+    elif kind == "prefix":
+        add_prefix(model, 2)
+    elif kind == "adapters":
+        for parameter in add_adapters(model, 2):
+            parameter.data += 0.1
+    return model
+
+
+@given(kind=st.sampled_from(["plain", "lora", "merged", "prefix", "adapters"]), cuts=st.sets(st.integers(1, 3)))
+def test_reading_in_pieces_from_a_cache_gives_the_logits_of_reading_at_once(kind, cuts):
+    model, tokens = adapted(kind), ids(tiny_gpt(), B=3, T=4)
+    model.eval()
+    with ml.no_grad():
+        whole, cache = model(tokens).numpy(), Cache(model)
+        pieces = [model(piece, cache).numpy() for piece in np.split(tokens, sorted(cuts), axis=1)]
+    assert cache.length == 4
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=0, atol=1e-14)
+
+
+def test_a_sampled_token_costs_one_position():
+    model, read = tiny_gpt(), []
+    embed = model.embed
+    model.embed = lambda tokens, start=0: read.append((start, np.shape(tokens)[1])) or embed(tokens, start)
+    ml.generate(model, [1, 2, 3], 5)
+    assert read == [(0, 3), (3, 1), (4, 1), (5, 1), (0, 6)]  # the last one reads a full context anew
+
+
+def test_a_cache_is_for_reading_without_gradients_and_within_the_context():
+    model = tiny_gpt()
+    with pytest.raises(ValueError, match="within no_grad"):
+        model([[1, 2]], Cache(model))
+    with ml.no_grad():
+        cache = Cache(model)
+        model([[1, 2, 3, 4]], cache)
+        with pytest.raises(ValueError, match="7 positions; the context holds at most 6"):
+            model([[1, 2, 3]], cache)
+        assert cache.length == 4 and model([[1, 2]], cache).shape == (1, 2, 7)
+
+
+def test_a_model_that_reads_a_prompt_first_generates_without_a_cache():
+    tuned = PromptTuned(tiny_gpt(), 2)
+    assert ml.generate(tuned, [1], 3).shape == (4,)
