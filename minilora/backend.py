@@ -182,6 +182,7 @@ def _small_product() -> int:
 
 _SMALL_PRODUCT = _small_product()
 _FEW_ROWS = 64  # fewer do not pay for bringing the right matrix into order
+_LARGE = 2**16  # entries of a gradient of weights beyond which its parts cost more to write than they save
 _HEIGHT, _WIDTH, _DEPTH = 32, 64, 256  # of a tile of a gradient of weights, and the rows it sums over
 
 
@@ -213,7 +214,7 @@ def matmul_over_rows(a: Any, b: Any) -> Any:
     (M, n), k = a.shape, b.shape[1]
     out = empty((n, k), xp.result_type(a, b))
     height, width = math.gcd(n, _HEIGHT), math.gcd(k, _WIDTH)
-    if M < 2 * _DEPTH or n * k > 2**16 or min(height, width) < 32 or not _SMALL_PRODUCT or _current.library is not np:
+    if M < 2 * _DEPTH or n * k > _LARGE or min(height, width) < 32 or not _SMALL_PRODUCT or _current.library is not np:
         return xp.matmul(a.T, b, out=out)
     whole = M - M % _DEPTH
     left = a[:whole].reshape(-1, _DEPTH, n // height, 1, height).transpose(0, 2, 3, 4, 1)

@@ -115,11 +115,6 @@ def held_out_strings(task: str) -> list[Batch]:
     return fixed(string_draw((task,), 256, held_out=True), 2)
 
 
-def held_out_text(which: str) -> list[Batch]:
-    """512 windows of held-out text, the same every time."""
-    return fixed(text_draw(which, 64, held_out=True), 8)
-
-
 # ---- adapting ----------------------------------------------------------------------------------------
 
 

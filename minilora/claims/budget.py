@@ -26,7 +26,20 @@ from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora
 from ..nn import Module
 from ..optim import Adam
-from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, select
+from .claim import (
+    FAILS,
+    HOLDS,
+    NOISE,
+    Claim,
+    Configuration,
+    Experiment,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    seconds_of,
+    select,
+)
 from .figures import BLUE, GRAY, GREEN, ORANGE, SKY
 from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
 
@@ -138,7 +151,7 @@ def _block(array: Array) -> Array:
 
 def _milliseconds(configuration: Configuration, ids: np.ndarray, targets: np.ndarray) -> Result:
     steps = {method: _step(method, configuration, ids, targets) for method in ("full", "lora")}
-    repeats = max(1, round(0.03 / _seconds(steps["full"])))  # 30 ms or more are well timed
+    repeats = max(1, round(0.03 / seconds_of(steps["full"])))  # 30 ms or more are well timed
     times: dict[str, list[float]] = {method: [] for method in steps}
     for number in range(configuration["rounds"] + 1):
         for method in list(steps)[:: -1 if number % 2 else 1]:  # neither is always first
@@ -159,13 +172,6 @@ def _step(method: str, configuration: Configuration, ids: np.ndarray, targets: n
         optimizer.step()
 
     return step
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 # ---- what it came to ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ machine, and each is kept under its configuration once it has finished. Both dic
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +69,14 @@ class Claim:
     experiment: Experiment
     conclude: Callable[[Runs], Outcome]
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long a call takes, once it is warm: to choose how often to repeat it."""
+    call()
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 # ---- rules -------------------------------------------------------------------------------------------

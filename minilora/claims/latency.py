@@ -8,7 +8,6 @@ prefixes take positions of the context, so that less of a long text is read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,22 @@ from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, merge_lora
 from ..nn import Module
 from .adaptation import adaptation, prepare, quality, rate
-from .claim import Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, deviation, mean, select
+from .claim import (
+    FAILS,
+    HOLDS,
+    NOISE,
+    Claim,
+    Configuration,
+    Experiment,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    deviation,
+    mean,
+    seconds_of,
+    select,
+)
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
 
 SHAPES = {  # batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
@@ -73,7 +87,7 @@ def run(configuration: Configuration) -> Result:
     times: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
     with no_grad():
-        repeats = max(1, round(0.004 / _seconds(lambda: models["base"].eval()(ids))))  # 4 ms or more are well timed
+        repeats = max(1, round(0.004 / seconds_of(lambda: models["base"].eval()(ids))))  # 4 ms or more are well timed
         for number in range(configuration["rounds"] + 2):
             order = names[number % len(names) :] + names[: number % len(names)]  # nobody is always first
             for name in order:
@@ -84,13 +98,6 @@ def run(configuration: Configuration) -> Result:
                 if number >= 2:
                     times[name].append(1e3 * (time.perf_counter() - start) / repeats)
     return {"milliseconds": times}
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 # ---- what it came to ---------------------------------------------------------------------------------
@@ -129,11 +136,11 @@ def conclude(runs: Runs) -> Outcome:
         if bits_at_end(runs, f"prefix {P}")
     )
     if all(is_free.values()) and slow:
-        verdict = "holds"
+        verdict = HOLDS
     elif not any(is_free.values()) or not slow:
-        verdict = "does not hold at this scale"
+        verdict = FAILS
     else:
-        verdict = "within noise"
+        verdict = NOISE
     return Outcome(
         f"time over the base's, {shown}; products in a row per block: 4, with adapters 6 (Lin) and 8 (Houlsby); bits "
         f"against LoRA when a prefix leaves of 64 positions {eaten}",
@@ -179,7 +186,7 @@ def draw(runs: Runs, figure: Any) -> None:
     lost = mean(bits_at_end(runs, f"prefix {present[-1]}")) - mean(bits_at_end(runs, f"prefix {present[0]}"))
     right.set_title(f"A prefix of {present[-1]} costs {lost:+.2f} bits against one of {present[0]}")
     right.legend(fontsize=8)
-    right.axvline(64, color=ORANGE, linewidth=0)
+    right.axvline(64, color=ORANGE, linewidth=0)  # unseen: only brings the whole context into view
 
 
 CLAIM = Claim(
