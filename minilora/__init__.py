@@ -30,6 +30,7 @@ _LATE = {
     "save_checkpoint": "interop.checkpoint",
     "load_checkpoint": "interop.checkpoint",
     "load_model": "interop.checkpoint",
+    "load_gpt2": "interop.gpt2",
 }
 
 
@@ -64,6 +65,7 @@ __all__ = [
     "linear_schedule",
     "load_adapter",
     "load_checkpoint",
+    "load_gpt2",
     "load_model",
     "lora_disabled",
     "lora_state_dict",

@@ -9,10 +9,21 @@ import importlib
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids (B, T) and targets (B, T)
+
+
+class TextCodec(Protocol):
+    """What turns text into ids and back: a `Vocabulary`, or GPT-2's tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, ids: np.ndarray) -> str: ...
 
 
 class Vocabulary:
@@ -109,7 +120,7 @@ def split(ids: np.ndarray, context_length: int, block: int = 4096, every: int = 
     block = min(block, len(ids) // every)
     if block <= context_length:
         raise ValueError(
-            f"The text has {len(ids)} characters; a context of {context_length} needs at least "
+            f"The text has {len(ids)} tokens; a context of {context_length} needs at least "
             f"{every * (context_length + 1)}, since every {every}th block is held out: "
             "use a longer text or a shorter context."
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from .autograd import no_grad
 from .backend import to_numpy
-from .data import Vocabulary
+from .data import TextCodec
 from .gpt import GPT, Cache
 
 
@@ -60,6 +60,6 @@ def _choose(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.r
     return int(rng.choice(logits.size, p=weights / weights.sum()))
 
 
-def generate_text(model: GPT, vocabulary: Vocabulary, prompt: str, new_characters: int, **settings: Any) -> str:
+def generate_text(model: GPT, vocabulary: TextCodec, prompt: str, new_tokens: int, **settings: Any) -> str:
     """The prompt and what the model says next; settings as in `generate`."""
-    return vocabulary.decode(generate(model, vocabulary.encode(prompt), new_characters, **settings))
+    return vocabulary.decode(generate(model, vocabulary.encode(prompt), new_tokens, **settings))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,11 @@ class LoRAConfig:
     scaling: str = "alpha/r"
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, bool) or not isinstance(self.r, (int, np.integer)):
+        for name in ("r", "alpha", "dropout", "init_std"):
+            value = getattr(self, name)
+            if isinstance(value, np.number):  # which could not be saved
+                object.__setattr__(self, name, value.item())
+        if isinstance(self.r, bool) or not isinstance(self.r, int):
             raise TypeError(f"The rank r must be a whole number, not {self.r!r}.")
         if self.r < 1:
             raise ValueError(f"The rank r must be at least 1, not {self.r}.")
@@ -57,11 +62,11 @@ class LoRAConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{name} must be a number, not {value!r}.")
-            if not 0 < value < math.inf:
+            if not 0 < value <= sys.float_info.max:  # an int may be larger than any float
                 raise ValueError(f"{name} must be finite and above 0, not {value}.")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float, np.number)):
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)):
             raise TypeError(f"dropout must be a number, not {self.dropout!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
@@ -77,10 +82,6 @@ class LoRAConfig:
         if not targets or not all(isinstance(t, str) and t for t in targets):
             raise ValueError(f"target_modules must name at least one module, each by a string, not {targets!r}.")
         object.__setattr__(self, "target_modules", targets)
-        for name in ("r", "alpha", "dropout", "init_std"):
-            value = getattr(self, name)
-            if isinstance(value, np.number):  # which could not be saved
-                object.__setattr__(self, name, value.item())
 
     @property
     def scale(self) -> float:
@@ -320,13 +321,22 @@ def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
     A target is a whole dotted name or the end of one from a dot on; "proj" does not match "q_proj".
     Raises `ValueError` for a target that matches none, listing what there is and the nearest name.
     """
-    linears = [name for name, module in model.named_modules() if isinstance(module, (Linear, LoRALinear)) and name]
+    return match_targets(list(linear_sizes(model)), targets)
 
-    def matches(name: str, target: str) -> bool:
-        return name == target or name.endswith("." + target)
 
+def linear_sizes(model: Module) -> dict[str, tuple[int, int]]:
+    """Name -> (out, in) of every `Linear`, wrapped or not."""
+    return {
+        name: module.weight.shape  # type: ignore[misc]
+        for name, module in model.named_modules()
+        if isinstance(module, (Linear, LoRALinear)) and name
+    }
+
+
+def match_targets(linears: list[str], targets: tuple[str, ...]) -> list[str]:
+    """Those of the names that the targets mean; refuses as `matching_linears` does."""
     for target in targets:
-        if not any(matches(name, target) for name in linears):
+        if not any(target_matches(name, target) for name in linears):
             ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
             near = difflib.get_close_matches(target, ends + linears, n=1, cutoff=0.5)
             raise ValueError(
@@ -336,7 +346,12 @@ def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
                 if linears
                 else f"The target {target!r} matches nothing: this model holds no Linear."
             )
-    return [name for name in linears if any(matches(name, target) for target in targets)]
+    return [name for name in linears if any(target_matches(name, target) for target in targets)]
+
+
+def target_matches(name: str, target: str) -> bool:
+    """Whether a target means the module of that dotted name."""
+    return name == target or name.endswith("." + target)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------

@@ -110,8 +110,9 @@ class Module:
                 raise ValueError(f"{name} holds floats; the weights given are of kind {kind!r}.")
         for _, module in self.named_modules():
             module.check_loadable()
-        for name, parameter in own.items():
-            parameter.data = xp.array(asarray(state[name]), dtype=parameter.dtype)
+        arrays = {name: xp.array(asarray(state[name]), dtype=parameter.dtype) for name, parameter in own.items()}
+        for name, parameter in own.items():  # only now, when nothing can fail any more
+            parameter.data = arrays[name]
 
     def check_loadable(self) -> None:
         """Raise where weights must not be loaded now; most modules always may."""

@@ -114,13 +114,22 @@ class Optimizer:
         for slot in self.slots:
             if [a.shape for a in state["arrays"].get(slot, ())] != shapes:
                 raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
-        self.steps = int(state["steps"])
-        for group, saved in zip(self.groups, state["groups"], strict=True):
-            group.update({k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"})
-        for slot in self.slots:
-            self.state[slot] = [
-                xp.array(asarray(a), dtype=p.dtype) for a, p in zip(state["arrays"][slot], self.params, strict=True)
-            ]
+        steps = int(state["steps"])
+        settings = [
+            {k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"} for saved in state["groups"]
+        ]
+        for own, saved in zip(self.groups, settings, strict=True):
+            if own.keys() - {"params"} != saved.keys():
+                raise ValueError(f"The state's groups have {', '.join(saved)}; this optimizer's have other settings.")
+            self._check(saved)
+        arrays = {
+            slot: [xp.array(asarray(a), dtype=p.dtype) for a, p in zip(state["arrays"][slot], self.params, strict=True)]
+            for slot in self.slots
+        }
+        self.steps = steps  # only now, when nothing can fail any more
+        for group, saved in zip(self.groups, settings, strict=True):
+            group.update(saved)
+        self.state.update(arrays)
 
 
 class SGD(Optimizer):

@@ -1,9 +1,13 @@
 """Small models and batches that several test files use."""
 
+import json
+
 import numpy as np
+from safetensors.numpy import save_file
 
 import minilora as ml
 from minilora import functional as F
+from minilora.interop.gpt2 import stored_tensors
 from minilora.lora import lora_layers
 
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
@@ -66,3 +70,37 @@ def loss(model, step=0, **sizes):
 def snapshot(model):
     """Name -> (bytes, shape, requires_grad) of each parameter, to compare a model with itself later."""
     return {name: (p.numpy().tobytes(), p.shape, p.requires_grad) for name, p in model.named_parameters()}
+
+
+def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, **changes):
+    """A GPT-2 in Hugging Face's layout with random weights; returns its tensors. `add` changes or adds tensors, None
+    removes one; `config` changes config.json, further arguments the sizes."""
+    sizes = tiny_config(**{"vocab_size": 40, "context_length": 12, "tied_head": True, **changes})
+    rng = np.random.default_rng(5)
+    tensors = {
+        f"{'' if name.startswith('lm_head') else prefix}{name}": rng.normal(0, 0.3, shape).astype(np.float32)
+        for name, shape, _ in stored_tensors(sizes)
+    }
+    tensors = {name: array for name, array in {**tensors, **(add or {})}.items() if array is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        names, weight_map = sorted(tensors), {}
+        for number in range(shards):
+            file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+            save_file({name: tensors[name] for name in names[number::shards]}, folder / file)
+            weight_map.update(dict.fromkeys(names[number::shards], file))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    fields = {
+        "model_type": "gpt2",
+        "vocab_size": sizes.vocab_size,
+        "n_positions": sizes.context_length,
+        "n_embd": sizes.d_model,
+        "n_layer": sizes.n_layers,
+        "n_head": sizes.n_heads,
+        "tie_word_embeddings": sizes.tied_head,
+        **(config or {}),
+    }
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
+    return tensors

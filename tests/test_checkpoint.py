@@ -101,6 +101,28 @@ def test_settings_given_as_numpy_numbers_can_be_saved(tmp_path):
     assert snapshot(ml.load_model(tmp_path / "c.npz")) == snapshot(model)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_without_the_frozen_base_goes_on_bit_for_bit(tmp_path, kind):
+    path = tmp_path / "run.npz"
+    model, optimizer = fresh(kind)
+    train(model, optimizer, 0, 5)
+    ml.save_checkpoint(path, model, optimizer, step=5, frozen=False)
+    again, other = fresh(kind)
+    assert ml.load_checkpoint(path, again, other) == 5
+    assert state_of(again, other) == state_of(model, optimizer)
+    with np.load(path) as file:
+        kept = [name for name in file.files if name.startswith("model/")]
+    assert len(kept) == len(optimizer.params) and all(".lora_" in name for name in kept)
+
+    stranger, optimizer = fresh(kind, seed=1)
+    before = state_of(stranger, optimizer)
+    with pytest.raises(CheckpointError, match="saved beside another base"):
+        ml.load_checkpoint(path, stranger, optimizer)
+    assert state_of(stranger, optimizer) == before
+    with pytest.raises(CheckpointError, match="holds only what trained: load_checkpoint"):
+        ml.load_model(path)
+
+
 def test_notes_come_back(tmp_path):
     ml.save_checkpoint(tmp_path / "c.npz", tiny_gpt(), step=7, notes={"text": "é", "list": [1, 2]})
     assert read_notes(tmp_path / "c.npz") == {"text": "é", "list": [1, 2], "step": 7}
@@ -200,6 +222,39 @@ def test_flipped_bits_in_the_zip_directory_and_in_headers_are_refused_or_harmles
         for i in [*range(header - 60, header + 128, 2), *range(directory, len(content), 2)]
     ]
     assert not all(loaded)
+
+
+def rewritten(content, path, **changes):
+    """The file with some arrays changed, and every checksum of the archive right again."""
+    path.write_bytes(content)
+    with np.load(path) as file:
+        arrays = {**{name: file[name] for name in file.files}, **changes}
+    np.savez(path, **arrays)
+    return path.read_bytes()
+
+
+def test_every_value_counts_and_so_does_the_header(tmp_path, whole):
+    """What the archive's own checksums cannot tell, since they are right: a digest of all that was saved."""
+    content, saved = whole
+    path = tmp_path / "c.npz"
+    assert load_or_refuse(path, rewritten(content, path), saved)
+    with np.load(path) as file:
+        weight, head = file["model/lm_head.weight"], json.loads(bytes(file["header"]))
+    weight[0, 0] = np.nextafter(weight[0, 0], np.float32(1))
+    assert not load_or_refuse(path, rewritten(content, path, **{"model/lm_head.weight": weight}), saved)
+    head["optimizer"]["groups"][0]["lr"] = 0.5
+    changed = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    assert not load_or_refuse(path, rewritten(content, path, header=changed), saved)
+    del head["digest"]  # as files of the first days have none
+    path.write_bytes(rewritten(content, path, header=np.frombuffer(json.dumps(head).encode(), np.uint8)))
+    assert ml.load_checkpoint(path, *fresh("adam", seed=5)) == 2
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path):
+    """minilora writes none, and one of a kilobyte may hold a gigabyte."""
+    np.savez_compressed(tmp_path / "c.npz", header=header(), **{"model/a": np.zeros(10**6)})
+    with pytest.raises(CheckpointError, match="is not as saved"):
+        ml.load_model(tmp_path / "c.npz")
 
 
 def npz(path, **arrays):

@@ -91,7 +91,6 @@ def test_info_and_help_show_what_they_should(capsys):
         (["adapt", "--base", "base.npz", "--task", "upper", "--targets", "q_pro"], "did you mean 'q_proj'"),
         (["adapt", "--base", "nowhere.npz", "--task", "upper"], "cannot be read"),
         (["adapt", "--base", "short.txt", "--task", "upper"], "no checkpoint at all"),
-        (["adapt", "--base", "base.npz", "--task", "upper", "--resume"], "cannot be read"),
         (["adapt", "--base", "base.npz", "--task", "upper", "--out", "short.txt/x"], "cannot be written"),
         (["merge", "--base", "base.npz", "--adapter", "nowhere"], "cannot be read"),
         (["generate", "--base", "base.npz", "--prompt", "é"], "not among the 96"),
@@ -177,6 +176,46 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(base, capsys, monkeypatch)
     with open("a/adapter_model.safetensors", "rb") as file:
         assert file.read() == unbroken
     assert not os.path.exists("a/checkpoint.npz")
+
+
+def test_resume_without_a_checkpoint_starts_at_step_0(base, capsys):
+    """A run may have been killed before its first one."""
+    assert adapt(base, "--out", "b") == 0
+    assert adapt(base, "--resume") == 0
+    assert "There is no checkpoint at a/checkpoint.npz: training starts at step 0" in capsys.readouterr().err
+    for name in os.listdir("a"):
+        with open(f"a/{name}", "rb") as one, open(f"b/{name}", "rb") as other:
+            assert one.read() == other.read()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [(["--lr", "0.1"], "--lr 0.01, not 0.1"), (["--steps", "12"], "--steps 10, not 12"), (["--seed", "1"], "--seed 0")],
+    ids=lambda value: value[0],
+)
+def test_resuming_with_other_options_is_refused(base, capsys, monkeypatch, option, said):
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "batch_loss", _Stop(7))
+        assert adapt(base, "--steps", "10") == 130
+    with open("a/checkpoint.npz", "rb") as file:
+        before = file.read()
+    assert adapt(base, "--steps", "10", *option, "--resume") == 2
+    assert f"is of a run with {said}" in capsys.readouterr().err
+    with open("a/checkpoint.npz", "rb") as file:
+        assert file.read() == before
+
+
+def test_a_checkpoint_of_adapt_holds_no_base_and_goes_back_to_its_own(base, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "batch_loss", _Stop(7))
+        assert adapt(base, "--steps", "10") == 130
+    with np.load("a/checkpoint.npz") as file:
+        assert {name.rsplit(".", 1)[-1] for name in file.files if name.startswith("model/")} == {"lora_A", "lora_B"}
+    assert main(["pretrain", "--task", "copy", "--steps", "4", *TINY, "--out", base]) == 0  # another base, same name
+    assert adapt(base, "--steps", "10", "--resume") == 2
+    assert "saved beside another base" in capsys.readouterr().err
 
 
 def test_ctrl_c_in_a_real_process(tmp_path):

@@ -59,7 +59,7 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, content, message):
 def test_a_text_of_any_length_is_split_cleanly_or_refused(length, context):
     ids = np.arange(length)
     if length < 10 * (context + 1):
-        with pytest.raises(ValueError, match=f"The text has {length} characters; a context of {context} needs"):
+        with pytest.raises(ValueError, match=f"The text has {length} tokens; a context of {context} needs"):
             data.split(ids, context)
         return
     training, held_out = data.split(ids, context)

@@ -31,14 +31,16 @@ def base():
 
 
 def config(folder, **changes):
-    """The configuration; with changes, written back. A change to `...` removes the field."""
+    """The configuration; with changes, written back, as a program that knows no digest. `...` removes a field."""
     fields = {**json.loads((folder / CONFIG).read_text()), **changes}
-    (folder / CONFIG).write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
+    if changes:
+        (folder / CONFIG).write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
+        tensors(folder)
     return fields
 
 
 def tensors(folder, **changes):
-    """The tensors; with changes, written back."""
+    """The tensors, with changes, written back without a digest."""
     arrays = {k: v for k, v in {**load_file(folder / WEIGHTS), **changes}.items() if v is not ...}
     save_file(arrays, folder / WEIGHTS)
     return arrays
@@ -203,6 +205,8 @@ def unfit(folder):
         ({"bias": "all"}, "uses bias = 'all'"),
         ({"fan_in_fan_out": True}, "uses fan_in_fan_out"),
         ({"lora_bias": True}, "uses lora_bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa', which changes the base"),
+        ({"init_lora_weights": ["gaussian"]}, "init_lora_weights"),
         ({"peft_type": "IA3"}, "peft_type is not LORA"),
         ({"peft_type": ...}, "peft_type is not LORA"),
         ({"target_modules": "all-linear"}, "must list target_modules by name, not 'all-linear'"),
@@ -212,6 +216,8 @@ def unfit(folder):
         ({"r": 0}, "at least 1, not 0"),
         ({"r": "2"}, "whole number"),
         ({"lora_alpha": -1}, "above 0"),
+        ({"lora_alpha": 10**400}, "above 0"),
+        ({"lora_alpha": float("nan")}, "above 0"),
         ({"lora_dropout": 2}, "less than 1"),
     ],
     ids=str,
@@ -239,10 +245,54 @@ def test_weights_that_do_not_fit_are_refused_by_name(folder, changes, message):
     assert message in unfit(folder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"r": 2, "lora_alpha": 4},
+        {"use_rslora": True},
+        {"lora_dropout": 0.5},
+        {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+        {"init_lora_weights": True},
+    ],
+    ids=str,
+)
+def test_settings_that_were_edited_are_refused(folder, changes):
+    """Weights and settings carry one digest: an α changed by hand, or by a flipped bit, is not taken."""
+    fields = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**fields, **changes}))
+    unfit(folder)
+
+
+def test_every_value_counts(folder):
+    """A change that no check of shapes, dtypes or finite numbers would see."""
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-3] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    assert "do not give the digest" in unfit(folder)
+
+
+def test_numbers_too_large_for_the_model_are_refused(folder):
+    tensors(folder, **{KEY: np.full((2, 8), 1e300)})
+    assert "lora_A holds numbers too large for float32" in unfit(folder)
+
+
+def test_a_pickled_adapter_is_never_opened(folder):
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    assert "adapter_model.bin is a pickle, which minilora never opens" in unfit(folder)
+
+
+def test_a_folder_without_a_digest_gives_the_same_model(folder):
+    foreign, own = base(), base()
+    ml.load_adapter(own, folder)
+    tensors(folder)
+    ml.load_adapter(foreign, folder)
+    assert snapshot(foreign) == snapshot(own)
+
+
 def test_an_adapter_of_another_rank_or_other_targets_does_not_replace(folder):
     for model in (lora_gpt(("q_proj", "v_proj"), r=4), lora_gpt(("q_proj",)), lora_gpt(ALL_TARGETS)):
         before = snapshot(model)
-        with pytest.raises(AdapterError, match=r"\(r 2, q_proj, v_proj\).*remove_lora"):
+        with pytest.raises(AdapterError, match=r"r 2 on q_proj, v_proj, the model's own .*remove_lora"):
             ml.load_adapter(model, folder)
         assert snapshot(model) == before
 
@@ -250,7 +300,7 @@ def test_an_adapter_of_another_rank_or_other_targets_does_not_replace(folder):
 def test_an_adapter_of_a_larger_model_is_refused(tmp_path):
     ml.save_adapter(lora_gpt(("lm_head",), r=6), tmp_path)
     model = tiny_gpt(vocab_size=5)
-    with pytest.raises(AdapterError, match=r"lm_head.lora_B .* has shape \(7, 6\); this model needs \(5, 6\)"):
+    with pytest.raises(AdapterError, match=r"lm_head.lora_B has shape \(7, 6\); this model needs \(5, 6\)"):
         ml.load_adapter(model, tmp_path)
     assert not lora_layers(model)
 

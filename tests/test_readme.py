@@ -17,17 +17,21 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_the_example_prints_what_its_comments_say(tmp_path, monkeypatch):
-    (code,) = blocks("python")
+def run_as_pasted(code, prints):
+    """Run a block; each `print(...)  # comment` must print the comment, up to a colon."""
     expected = re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
-    assert len(expected) == 5
-    monkeypatch.chdir(tmp_path)
+    assert len(expected) == prints
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {})
     lines = printed.getvalue().splitlines()
     for line, comment in zip(lines, expected, strict=True):
         assert comment == line or comment.startswith(line + ":"), f"printed {line!r}, the comment says {comment!r}"
+
+
+def test_the_example_prints_what_its_comments_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_as_pasted(blocks("python")[0], prints=5)
     assert (tmp_path / "reversed" / "adapter_model.safetensors").exists()
 
 

@@ -1,1 +1,1 @@
-"""Files that other programs read: checkpoints and PEFT adapters."""
+"""Files that other programs read and write: checkpoints, PEFT's adapters, GPT-2."""

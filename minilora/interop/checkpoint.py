@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..backend import to_numpy
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers, shared_adapter
-from ..nn import Module
+from ..nn import Module, Parameter
 from ..optim import Optimizer
-from .files import write_atomically
+from .files import digest, write_atomically
 
 FORMAT = "minilora checkpoint 1"
 
@@ -30,15 +33,22 @@ def save_checkpoint(
     step: int = 0,
     rng: np.random.Generator | None = None,
     *,
+    frozen: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> None:
     """Write weights, optimizer state, step, and the states of `rng` and of LoRA's dropout, atomically.
 
-    `notes` is anything JSON can hold; `read_notes` gives it back. The model's own sizes and LoRA settings
-    are kept, so that `load_model` can rebuild it. Raises `ValueError` where the file cannot be written.
+    The model's own sizes and LoRA settings are kept, so that `load_model` can rebuild it. With `frozen=False` weights
+    that do not train are left out and only their digest is kept: a file as small as the adapter, which loads into a
+    model with the same base. `notes` is anything JSON can hold; `read_notes` gives it back. Raises `ValueError` where
+    the file cannot be written.
     """
-    arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
+    left_out = [] if frozen else [name for name, p in model.named_parameters() if not p.requires_grad]
+    weights = model.state_dict()
     header: dict[str, Any] = {"format": FORMAT, "step": int(step), "notes": notes or {}}
+    if left_out:
+        header["base"] = digest({}, {name: weights.pop(name) for name in left_out})
+    arrays = {f"model/{name}": array for name, array in weights.items()}
     if isinstance(model, GPT):
         header["gpt"] = dataclasses.asdict(model.config)
         header["dtype"] = str(model.token_embedding.weight.dtype)
@@ -54,6 +64,7 @@ def save_checkpoint(
         for slot, values in state.pop("arrays").items():
             arrays.update({f"optimizer/{slot}/{i}": array for i, array in enumerate(values)})
         header["optimizer"] = state
+    header["digest"] = digest(header, arrays)
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
 
     def write(temporary: Path) -> None:
@@ -79,22 +90,36 @@ def load_checkpoint(
     generators = [] if rng is None else [(rng, "rng")]
     if layers:
         generators.append((shared_adapter(layers).rng, "dropout_rng"))
-    before, states = model.state_dict(), [generator.bit_generator.state for generator, _ in generators]
+    parameters = dict(model.named_parameters())
+    before = {name: p.data for name, p in parameters.items()}  # loading puts other arrays in their place
+    states = [generator.bit_generator.state for generator, _ in generators]
     try:
         step = int(header["step"])
-        model.load_state_dict(weights)
+        model.load_state_dict(_with_base(header, weights, parameters))
         _check_settings(header, model)
         for generator, key in generators:
             generator.bit_generator.state = header[key]
         if optimizer is not None:  # last, since it changes all or nothing
             optimizer.load_state_dict({**header["optimizer"], "arrays": slots})
     except (ValueError, TypeError, KeyError) as error:
-        if not (layers and shared_adapter(layers).merged):
-            model.load_state_dict(before)
+        for name, p in parameters.items():
+            p.data = before[name]
         for (generator, _), state in zip(generators, states, strict=True):
             generator.bit_generator.state = state
         raise CheckpointError(f"The checkpoint {path} does not fit: {error}") from error
     return step
+
+
+def _with_base(
+    header: dict[str, Any], weights: dict[str, np.ndarray], parameters: dict[str, Parameter]
+) -> dict[str, np.ndarray]:
+    """The weights of the file, and the model's own where the file left out a base that is the same."""
+    if "base" not in header:
+        return weights
+    base = {name: to_numpy(p.data) for name, p in parameters.items() if not p.requires_grad}
+    if header["base"] != digest({}, base):
+        raise ValueError("it was saved beside another base, and does not hold that base itself.")
+    return {**base, **weights}
 
 
 def _check_settings(header: dict[str, Any], model: Module) -> None:
@@ -111,6 +136,8 @@ def _check_settings(header: dict[str, Any], model: Module) -> None:
 def load_model(path: str | Path) -> GPT:
     """The GPT that a checkpoint holds, with its LoRA if it had one. Raises `CheckpointError` as above."""
     header, weights, _ = _read(path)
+    if "base" in header:
+        raise CheckpointError(f"The checkpoint {path} holds only what trained: load_checkpoint reads it into a model.")
     try:
         model = GPT(GPTConfig(**header["gpt"]), seed=None, dtype=header["dtype"])
         if "lora" in header:
@@ -126,33 +153,28 @@ def load_model(path: str | Path) -> GPT:
 def read_notes(path: str | Path) -> dict[str, Any]:
     """The notes a checkpoint was saved with, and its step under "step"."""
     header, _, _ = _read(path)
-    return {**header["notes"], "step": header["step"]}
+    return {**header.get("notes", {}), "step": header.get("step", 0)}
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
     """Header, weights by name, optimizer arrays by slot, each checked to be finite floats."""
     try:
-        # opened here, since np.load leaves a damaged file open
-        with open(path, "rb") as handle:
-            if not zipfile.is_zipfile(handle):
-                raise CheckpointError(f"{path} is damaged, or no checkpoint at all: it is not a whole .npz file.")
-            handle.seek(0)
-            with np.load(handle, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+        arrays = _arrays(Path(path))
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except Exception as error:  # of many kinds: a damaged archive can fail anywhere in zipfile
         raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {error}") from error
-    except Exception as error:  # zlib.error, struct.error and others that a damaged archive can raise
-        raise CheckpointError(f"{path} is damaged: {error}") from error
     try:
         header = json.loads(bytes(arrays.pop("header")))
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
-    except (KeyError, ValueError, TypeError) as error:
+        saved = header.pop("digest", None)  # files of the first days have none
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of minilora's ({FORMAT!r} is missing).") from error
+    if saved not in (None, digest(header, arrays)):
+        raise CheckpointError(f"{path} is damaged: what it holds does not give the digest it was saved with.")
     weights: dict[str, np.ndarray] = {}
     slots: dict[str, dict[int, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -168,3 +190,30 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
             slots.setdefault(slot, {})[int(number)] = array
     ordered = {slot: [by_number[i] for i in sorted(by_number)] for slot, by_number in slots.items()}
     return header, weights, ordered
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, read-only, in no more memory than the file takes.
+
+    `np.load` would first allocate whatever a header declares, unpack whatever is compressed, and not refuse a name
+    that comes twice.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with open(path, "rb") as handle:  # opened here, since ZipFile would leave a damaged file open
+        size = path.stat().st_size
+        with zipfile.ZipFile(handle) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > size or name in arrays:
+                    raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {name!r} is not as saved.")
+                data = archive.read(member)  # checks its CRC-32
+                stream = io.BytesIO(data)
+                if np.lib.format.read_magic(stream) != (1, 0):
+                    raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {name!r} is no array.")
+                shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+                start = stream.tell()
+                if dtype.hasobject or len(data) - start != math.prod(shape) * dtype.itemsize:
+                    raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {name!r} is not its size.")
+                flat = np.frombuffer(data, dtype, offset=start)
+                arrays[name] = flat.reshape(shape, order="F" if fortran_order else "C")
+    return arrays

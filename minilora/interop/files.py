@@ -1,11 +1,17 @@
-"""Writing a file so that a crash at any moment leaves the old one or the new one, whole."""
+"""Files that can be trusted: written so that a crash at any moment leaves the old one or the new one, whole, and read
+so that whatever stands in them ends as arrays of finite floats or as one error."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -37,3 +43,87 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def digest(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of settings that JSON can hold, and of every array's name, dtype, shape and values."""
+    value = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        value.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        value.update(np.ascontiguousarray(array).data)
+    return value.hexdigest()
+
+
+def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
+    """The object in a JSON file. Raises `error` where it cannot be read or holds something else."""
+    return parse_json(read_text(path, error), path, error)
+
+
+def read_text(path: Path, error: type[ValueError]) -> str:
+    """The text of a small UTF-8 file. Raises `error` where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise error(f"{path} cannot be read: {problem.strerror or problem}.") from problem
+    except ValueError as problem:
+        raise error(f"{path} is not UTF-8 text: {problem}.") from problem
+
+
+def parse_json(text: str, path: Path, error: type[ValueError]) -> dict[str, Any]:
+    """The object in a JSON text that came from `path`. Raises `error` where it holds something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:  # the latter for a thousand brackets
+        raise error(f"{path} is not JSON: {problem}.") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path} holds {type(value).__name__}, not the settings of anything.")
+    return value
+
+
+def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Finite numbers as another float dtype. Raises `ValueError` where one is too large for it."""
+    with np.errstate(over="ignore"):
+        array = array.astype(dtype, copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds numbers too large for {array.dtype}.")
+    return array
+
+
+class SafetensorsFile:
+    """The tensors of a safetensors file, read one at a time.
+
+    Raises `error`, the caller's own class, wherever the file cannot be read, is damaged, or a tensor does not hold
+    finite floats of a dtype that NumPy has.
+    """
+
+    def __init__(self, path: Path, error: type[ValueError]) -> None:
+        self.path, self.error = path, error
+        self.metadata: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}  # name -> shape, as the header says
+
+        def look(file: Any) -> None:
+            self.metadata = file.metadata() or {}
+            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+        self._open(look)
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's array, a copy of its own."""
+        array: np.ndarray = self._open(lambda file: file.get_tensor(name))
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise self.error(f"{self.path} is damaged: {name} does not hold finite floats.")
+        return array
+
+    def _open(self, use: Callable[[Any], Any]) -> Any:
+        from safetensors import safe_open
+
+        try:
+            # Opened for each tensor anew: as long as a file is open, all that was read of it stays mapped into memory.
+            with safe_open(self.path, framework="np") as file:
+                return use(file)
+        except OSError as problem:
+            raise self.error(f"{self.path} cannot be read: {problem.strerror or problem}.") from problem
+        except Exception as problem:  # SafetensorError, and what a dtype that NumPy has not or a lying header raises
+            if "bfloat16" in str(problem):
+                raise self.error(f"{self.path} holds bfloat16, which NumPy has not: save it as float32.") from problem
+            raise self.error(f"{self.path} is damaged, or no safetensors file: {problem}.") from problem

@@ -20,10 +20,11 @@ from ..claims import CLAIMS
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
 from ..claims.report import table
-from ..data import PRINTABLE, Batch, Vocabulary, english_text, fixed, read_text, seeded, split, windows
+from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, english_text, fixed, read_text, seeded, split, windows
 from ..generate import generate_text
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_checkpoint, load_model, read_notes, save_checkpoint
+from ..interop.gpt2 import Tokenizer, load_gpt2
 from ..interop.peft import load_adapter, save_adapter
 from ..interop.store import cache_folder
 from ..lora import LoRAConfig, add_lora, merge_and_unload
@@ -36,6 +37,9 @@ from .reproduce import check_folder, reproduce, tune
 from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
+# What adapt takes where nothing is said. For GPT-2 the paper's settings (Table 11), on shorter sequences.
+_ADAPT = {"r": 8, "lr": 1e-2, "batch": 32}
+_ADAPT_GPT2 = {"r": 4, "alpha": 32.0, "lr": 2e-4, "batch": 8}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,14 +125,16 @@ def _parser() -> argparse.ArgumentParser:
         "Train LoRA on a base and save the adapter in PEFT's layout.",
         "minilora adapt --base strings --task revupper --r 8 --out adapter",
     )
-    _base_option(sub)
+    _base_option(sub, gpt2=True)
     _data_options(sub, "what to learn")
-    sub.add_argument("--r", type=int, default=8, help="rank (8)")
-    sub.add_argument("--alpha", type=float, default=None, help="α; ΔW is scaled by α/r (α = r)")
+    sub.add_argument("--r", type=int, help="rank (8; GPT-2: 4)")
+    sub.add_argument("--alpha", type=float, help="α; ΔW is scaled by α/r (α = r; GPT-2: 32)")
     sub.add_argument("--targets", default="q_proj,v_proj", help="modules to adapt, comma between (q_proj,v_proj)")
     sub.add_argument("--dropout", type=float, default=0.0, help="on x before A, in training (0)")
+    sub.add_argument("--context", type=int, help="positions of a sequence of text (the base's; GPT-2: 128)")
     sub.add_argument("--out", type=Path, required=True, help="the adapter's folder")
     _training_options(sub, lr=1e-2, steps=300, batch=32)
+    sub.set_defaults(lr=None, batch=None)  # they depend on the base
 
     sub = command(
         "generate",
@@ -136,10 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         "Let a base, with an adapter or without, go on from a prompt.",
         "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0 --length 6",
     )
-    _base_option(sub)
+    _base_option(sub, gpt2=True)
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
     sub.add_argument("--prompt", required=True, help="the text to go on from")
-    sub.add_argument("--length", type=int, default=200, help="characters to add (200)")
+    sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
     sub.add_argument("--top-k", type=int, default=None, help="choose among the k likeliest")
     sub.add_argument("--seed", type=int, default=0)
@@ -172,10 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _base_option(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--base", required=True, help='"strings" or "text" (made once, then cached), or a file of pretrain'
-    )
+def _base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:
+    group = sub.add_mutually_exclusive_group(required=True)
+    group.add_argument("--base", help='"strings" or "text" (made once, then cached), or a file of pretrain')
+    if gpt2:
+        group.add_argument(
+            "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
+        )
 
 
 def _data_options(sub: argparse.ArgumentParser, text: str) -> None:
@@ -185,9 +194,9 @@ def _data_options(sub: argparse.ArgumentParser, text: str) -> None:
 
 
 def _training_options(sub: argparse.ArgumentParser, lr: float, steps: int, batch: int) -> None:
-    sub.add_argument("--lr", type=float, default=lr, help=f"learning rate ({lr:g})")
+    sub.add_argument("--lr", type=float, default=lr, help=f"learning rate ({lr:g}; GPT-2: 2e-4)")
     sub.add_argument("--steps", type=int, default=steps, help=f"({steps})")
-    sub.add_argument("--batch", type=int, default=batch, help=f"sequences a step ({batch})")
+    sub.add_argument("--batch", type=int, default=batch, help=f"sequences a step ({batch}; GPT-2: 8)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument(
         "--resume", action="store_true", help=f"go on from the checkpoint kept every {CHECKPOINT_EVERY} steps"
@@ -239,10 +248,18 @@ def _adapt(options: Any) -> None:
         raise ValueError("Say what to learn: --task NAME or --text FILE.")
     check_folder(options.out)
     tasks = _tasks(options.task)
-    model, vocabulary = _base(options.base)
+    for name, value in (_ADAPT_GPT2 if options.gpt2 else _ADAPT).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    model, vocabulary = _model(options)
     targets = tuple(name for name in options.targets.split(",") if name)
     text = read_text(options.text) if options.text else None
-    data = _Data(options, vocabulary, model.config.context_length, tasks, text)
+    longest = model.config.context_length
+    default = min(128, longest) if options.gpt2 else longest
+    context = default if options.context is None else options.context
+    if not 1 <= context <= longest:
+        raise ValueError(f"--context must be 1 to {longest}, what the base reads, not {context}.")
+    data = _Data(options, vocabulary, context, tasks, text)
     before = data.measure(model)
     config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
     parameters = add_lora(model, config, seed=options.seed)
@@ -259,7 +276,7 @@ def _adapt(options: Any) -> None:
 
 
 def _generate(options: Any) -> None:
-    model, vocabulary = _base(options.base)
+    model, vocabulary = _model(options)
     if options.adapter:
         load_adapter(model, options.adapter)
     settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
@@ -308,6 +325,20 @@ def _tasks(given: str | None) -> tuple[str, ...]:
     return names
 
 
+def _model(options: Any) -> tuple[GPT, TextCodec]:
+    """The base that --base or --gpt2 names, and how its text becomes ids."""
+    if options.gpt2:
+        tokenizer = Tokenizer(options.gpt2)  # first, since it is quick to say what is missing
+        model = load_gpt2(options.gpt2)
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"The tokenizer in {options.gpt2} has {len(tokenizer)} tokens and the model knows "
+                f"{model.config.vocab_size}: they do not belong together."
+            )
+        return model, tokenizer
+    return _base(options.base)
+
+
 def _base(name: str) -> tuple[GPT, Vocabulary]:
     """A recipe's base from the cache, made now if need be, or a file of `minilora pretrain`."""
     if name in ("strings", "text"):
@@ -320,20 +351,21 @@ class _Data:
     """Training batches and held-out batches of string tasks, or of a text."""
 
     def __init__(
-        self, options: Any, vocabulary: Vocabulary, context: int, tasks: tuple[str, ...], text: str | None
+        self, options: Any, vocabulary: TextCodec, context: int, tasks: tuple[str, ...], text: str | None
     ) -> None:
         if options.batch < 1:
             raise ValueError(f"--batch must be at least 1, not {options.batch}.")
         if options.steps < 1:
             raise ValueError(f"--steps must be at least 1, not {options.steps}.")
         self.tasks = tasks
+        self.unit = "character" if isinstance(vocabulary, Vocabulary) else "token"
         B = options.batch
         self.held_out: list[Batch]
         if tasks:
-            if context < WIDTH or vocabulary.characters != PRINTABLE.characters:
+            if context < WIDTH or getattr(vocabulary, "characters", None) != PRINTABLE.characters:
                 raise ValueError(
                     f"String tasks need a base with {WIDTH} positions or more and the {len(PRINTABLE)} printable "
-                    f"characters; this one has {context} positions and {len(vocabulary)} characters."
+                    f"characters; this one has {context} positions and {len(vocabulary)} {self.unit}s."
                 )
             self.batches = seeded(string_draw(tasks, B), options.seed)
             self.held_out = fixed(string_draw(tasks, 256, held_out=True), 2)
@@ -342,7 +374,8 @@ class _Data:
             assert text is not None
             training, rest = split(vocabulary.encode(text), context)
             self.batches = seeded(lambda rng: windows(training, B, context, rng), options.seed)
-            self.held_out = fixed(lambda rng: windows(rest, 32, context, rng), 4)
+            rows = 32 if self.unit == "character" else B  # the logits of one row of GPT-2 take 26 MB
+            self.held_out = fixed(lambda rng: windows(rest, rows, context, rng), 4)
             self.tokens = B * context
 
     def measure(self, model: GPT) -> str:
@@ -350,7 +383,7 @@ class _Data:
         bits = BITS * evaluate(model, self.held_out)
         if self.tasks:
             return f"{100 * evaluate_exact_match(model, self.held_out):.1f} % exact, {bits:.3f} bits/character"
-        return f"{bits:.3f} bits/character"
+        return f"{bits:.3f} bits/{self.unit}"
 
 
 def _train(
@@ -365,15 +398,18 @@ def _train(
     """Train with a bar, keeping a checkpoint from which `--resume` goes on bit for bit."""
     from tqdm import tqdm
 
-    start = load_checkpoint(checkpoint, model, optimizer) if options.resume else 0
-    if start > options.steps:
-        raise ValueError(f"The checkpoint is at step {start}, beyond --steps {options.steps}.")
+    start = 0
+    if options.resume and checkpoint.exists():
+        _check_same_run(options, checkpoint)
+        start = load_checkpoint(checkpoint, model, optimizer)
+    elif options.resume:  # killed before the first one, perhaps
+        print(f"There is no checkpoint at {checkpoint}: training starts at step 0.", file=sys.stderr)
     with tqdm(total=options.steps, initial=start, unit="step", disable=None) as bar:
         began = time.perf_counter()
 
         def callback(done: int, loss: float) -> None:
             if done % CHECKPOINT_EVERY == 0 and done < options.steps:
-                save_checkpoint(checkpoint, model, optimizer, done)
+                save_checkpoint(checkpoint, model, optimizer, done, frozen=False, notes={"run": _run(options)})
             rate = (done - start) * data.tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
             bar.update()
@@ -393,3 +429,20 @@ def _train(
             if checkpoint.exists():
                 print(f"\nStopped. {checkpoint} is intact: the same command with --resume goes on.", file=sys.stderr)
             raise
+
+
+def _run(options: Any) -> dict[str, Any]:
+    """The options that decide what training computes."""
+    harmless = ("command", "out", "resume")
+    return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in harmless}
+
+
+def _check_same_run(options: Any, checkpoint: Path) -> None:
+    """Raise `ValueError` where a checkpoint is of a run with other options: going on would be neither run."""
+    saved, own = read_notes(checkpoint).get("run", {}), _run(options)
+    for name, value in own.items():
+        if saved.get(name, value) != value:
+            raise ValueError(
+                f"{checkpoint} is of a run with --{name.replace('_', '-')} {saved[name]}, not {value}: "
+                "resume with the options it was started with, or leave --resume away."
+            )
