@@ -204,7 +204,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(handle) as archive:
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size > size or name in arrays:
+                if (
+                    member.compress_type != zipfile.ZIP_STORED
+                    or not member.compress_size == member.file_size <= size
+                    or name in arrays
+                ):
                     raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {name!r} is not as saved.")
                 data = archive.read(member)  # checks its CRC-32
                 stream = io.BytesIO(data)
