@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+
+from step_time import environment
 
 ROUNDS, T, TOKENS = 7, 128, 50
 
@@ -30,9 +32,6 @@ def main() -> None:
         work = make_folder if name == "folder" else LIBRARIES[name]
         print(json.dumps(work(Path(folder), options.threads)))
         return
-    environment = {**os.environ, "MINILORA_TUNE": "0", "TOKENIZERS_PARALLELISM": "false"}
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[variable] = str(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         # in a process of its own too: what this one once held would count as held by those it starts
         subprocess.run([sys.executable, __file__, "--worker", "folder", folder], check=True, stdout=subprocess.DEVNULL)
@@ -40,7 +39,7 @@ def main() -> None:
         print(f"{options.threads} thread(s), a file of {size / 1e6:.0f} MB; B 1, T {T}; medians of {ROUNDS} steps")
         for name in LIBRARIES:
             command = [sys.executable, __file__, "--worker", name, folder, "--threads", str(options.threads)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment(options.threads), capture_output=True, text=True)
             if done.returncode:
                 print(f"{name}: left out, {done.stderr.strip().splitlines()[-1]}")
                 continue
@@ -78,10 +77,6 @@ def peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def timed(run) -> float:

@@ -41,15 +41,12 @@ def main() -> None:
 
 def measure(configuration: str, rounds: int, threads: int) -> None:
     """Run every worker on one configuration and print its table."""
-    environment = {**os.environ, "MINILORA_TUNE": "0"}
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment[variable] = str(threads)
-    for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # where set, they pin NumPy to an older kernel
-        environment.pop(variable, None)
     processes = {}
     for worker in WORKERS:
         command = [sys.executable, __file__, "--worker", worker, configuration, "--threads", str(threads)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(threads)
+        )
         hello = json.loads(process.stdout.readline() or "{}")
         if "missing" in hello or not hello:
             print(f"{worker}: left out, {hello.get('missing', 'it did not start')}")
@@ -77,6 +74,16 @@ def measure(configuration: str, rounds: int, threads: int) -> None:
     for one, other in PAIRS:
         if one in medians and other in medians:
             print(f"  {one} / {other}: {medians[one] / medians[other]:.2f}")
+
+
+def environment(threads: int) -> dict[str, str]:
+    """For a process to be timed: as many threads for every library, and nothing that slows one of them down."""
+    variables = {**os.environ, "MINILORA_TUNE": "0"}
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        variables[variable] = str(threads)
+    for variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # where set, they pin NumPy to an older kernel
+        variables.pop(variable, None)
+    return variables
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:

@@ -72,6 +72,18 @@ def snapshot(model):
     return {name: (p.numpy().tobytes(), p.shape, p.requires_grad) for name, p in model.named_parameters()}
 
 
+def adapter_state(model):
+    """All that loading an adapter may change."""
+    return snapshot(model), [(name, layer.scaling, layer.dropout.p) for name, layer in lora_layers(model).items()]
+
+
+def optimizer_state(optimizer):
+    """Settings, steps and every array's bytes."""
+    saved = optimizer.state_dict()
+    arrays = {slot: [a.tobytes() for a in values] for slot, values in saved.pop("arrays").items()}
+    return saved, arrays
+
+
 def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, **changes):
     """A GPT-2 in Hugging Face's layout with random weights; returns its tensors. `add` changes or adds tensors, None
     removes one; `config` changes config.json, further arguments the sizes."""

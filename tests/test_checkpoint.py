@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import batches, ids, lora_gpt, randomize_lora, snapshot, tiny_gpt
+from helpers import batches, ids, lora_gpt, optimizer_state, randomize_lora, snapshot, tiny_gpt
 
 import minilora as ml
 from minilora.interop.checkpoint import FORMAT, CheckpointError, read_notes
@@ -33,9 +33,7 @@ def state_of(model, optimizer=None):
     """Everything a checkpoint keeps, as bytes and numbers that compare exactly."""
     state = [snapshot(model), [layer.adapter.rng.bit_generator.state for layer in lora_layers(model).values()][:1]]
     if optimizer is not None:
-        saved = optimizer.state_dict()
-        arrays = {slot: [a.tobytes() for a in values] for slot, values in saved.pop("arrays").items()}
-        state += [saved, arrays]
+        state += optimizer_state(optimizer)
     return state
 
 

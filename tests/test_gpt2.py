@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import gpt2_folder, ids, randomize_lora, snapshot
+from helpers import ALL_TARGETS, gpt2_folder, ids, randomize_lora, snapshot
 from safetensors.numpy import load_file, save_file
 
 import minilora as ml
@@ -169,13 +169,12 @@ def test_an_index_reaches_no_file_outside_its_folder(tmp_path, name):
 
 # ---- adapters ----------------------------------------------------------------------------------------
 
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out")
 # minilora's targets -> those in the file, and the rank there over minilora's
 TARGETS = {
     ("q_proj", "v_proj"): (["c_attn"], 2),
     ("q_proj",): (["c_attn"], 1),
     ("k_proj", "o_proj"): (["attn.c_proj", "c_attn"], 1),
-    ALL: (["c_attn", "c_fc", "c_proj"], 3),
+    ALL_TARGETS: (["c_attn", "c_fc", "c_proj"], 3),
     ("o_proj",): (["attn.c_proj"], 1),
     ("fc_in", "fc_out"): (["c_fc", "mlp.c_proj"], 1),
     ("blocks.1.attn.q_proj", "blocks.0.attn.q_proj", "blocks.1.attn.v_proj"): (["c_attn"], 2),
@@ -241,7 +240,7 @@ def foreign(adapter):
 
 
 @pytest.mark.parametrize(
-    "targets", [("q_proj", "v_proj"), ("k_proj",), ALL, ("k_proj", "v_proj", "o_proj")], ids=",".join
+    "targets", [("q_proj", "v_proj"), ("k_proj",), ALL_TARGETS, ("k_proj", "v_proj", "o_proj")], ids=",".join
 )
 def test_a_foreign_block_adapter_gives_what_its_blocks_hold(folder, tmp_path, targets):
     model = adapted(folder, targets)

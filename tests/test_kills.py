@@ -4,12 +4,11 @@ the two files of an adapter."""
 import json
 
 import pytest
-from helpers import lora_gpt, snapshot, tiny_gpt
+from helpers import adapter_state, lora_gpt, tiny_gpt
 from kills import KINDS, kill_saves, kill_training
 
 import minilora as ml
 from minilora.interop import peft
-from minilora.lora import lora_layers
 from minilora.tools.cli import main
 
 
@@ -50,11 +49,7 @@ OLD, NEW, NEWER = ({"alpha": 3}, {"alpha": 8, "r": 4, "dropout": 0.5}, {"alpha":
 def loaded(folder):
     model = tiny_gpt()
     ml.load_adapter(model, folder)
-    return state_of(model)
-
-
-def state_of(model):
-    return snapshot(model), [(layer.scaling, layer.dropout.p) for layer in lora_layers(model).values()]
+    return adapter_state(model)
 
 
 def crash(monkeypatch, step):
@@ -74,9 +69,9 @@ def test_a_crash_between_the_two_files_leaves_the_new_adapter(tmp_path, monkeypa
             with pytest.raises(KeyboardInterrupt):
                 ml.save_adapter(lora_gpt(**settings), tmp_path)
         assert json.loads((tmp_path / peft.CONFIG).read_text())["lora_alpha"] == OLD["alpha"]
-        assert loaded(tmp_path) == state_of(lora_gpt(**settings))
+        assert loaded(tmp_path) == adapter_state(lora_gpt(**settings))
     ml.save_adapter(lora_gpt(**NEWER), tmp_path)
-    assert loaded(tmp_path) == state_of(lora_gpt(**NEWER))
+    assert loaded(tmp_path) == adapter_state(lora_gpt(**NEWER))
 
 
 def test_a_crash_before_the_weights_leaves_the_old_adapter(tmp_path, monkeypatch):
@@ -84,7 +79,7 @@ def test_a_crash_before_the_weights_leaves_the_old_adapter(tmp_path, monkeypatch
     crash(monkeypatch, "write_atomically")
     with pytest.raises(KeyboardInterrupt):
         ml.save_adapter(lora_gpt(**NEW), tmp_path)
-    assert loaded(tmp_path) == state_of(lora_gpt(**OLD))
+    assert loaded(tmp_path) == adapter_state(lora_gpt(**OLD))
 
 
 def test_settings_that_were_edited_are_no_interrupted_save(tmp_path):

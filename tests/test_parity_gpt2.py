@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import ALL_TARGETS, randomize
 from test_readme import blocks, run_as_pasted
 
 import minilora as ml
@@ -24,7 +25,7 @@ SIZES = {  # vocabulary, positions, width, layers, heads, tied head
     "wide": (211, 40, 96, 2, 8, True),
 }
 SCALINGS = ["alpha/r", "alpha/sqrt(r)"]
-TARGETS = [("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "fc_in", "fc_out"), ("k_proj", "o_proj")]
+TARGETS = [("q_proj", "v_proj"), ALL_TARGETS, ("k_proj", "o_proj")]
 
 
 def random_gpt2(size="small"):
@@ -97,19 +98,14 @@ def test_greedy_generation_is_transformers(gpt2):
     assert ml.generate(ml.load_gpt2(folder, dtype="float64"), prompt, 15, temperature=0).tolist() == row[0].tolist()
 
 
-def randomize(parameters):
-    rng = np.random.default_rng(6)
-    for p in parameters:
-        p.data[...] = rng.normal(0, 0.3, p.shape)
-
-
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("targets", TARGETS, ids=",".join)
 def test_our_adapter_in_peft_on_c_attn(gpt2, tmp_path, targets, scaling):
     theirs, folder = gpt2
     ours, ids = ml.load_gpt2(folder, dtype="float64"), tokens(theirs)
     base = logits(theirs, ids)
-    randomize(ml.add_lora(ours, ml.LoRAConfig(3, 7, targets, scaling=scaling)))
+    ml.add_lora(ours, ml.LoRAConfig(3, 7, targets, scaling=scaling))
+    randomize(ours)
     ml.save_adapter(ours, tmp_path / "a")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT has nothing to remark on the file
@@ -154,7 +150,8 @@ def test_a_block_adapter_that_peft_saved_again_is_q_and_v_of_rank_r(gpt2, tmp_pa
     """PEFT drops minilora's notes; the blocks speak for themselves."""
     theirs, folder = gpt2
     ours = ml.load_gpt2(folder, dtype="float64")
-    randomize(ml.add_lora(ours, ml.LoRAConfig(3, 7)))
+    ml.add_lora(ours, ml.LoRAConfig(3, 7))
+    randomize(ours)
     ml.save_adapter(ours, tmp_path / "a")
     peft.PeftModel.from_pretrained(theirs, str(tmp_path / "a")).double().save_pretrained(str(tmp_path / "b"))
     again = ml.load_gpt2(folder, dtype="float64")

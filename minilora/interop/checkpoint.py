@@ -15,7 +15,7 @@ import numpy as np
 from ..backend import to_numpy
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers, shared_adapter
-from ..nn import Module, Parameter
+from ..nn import Module
 from ..optim import Optimizer
 from .files import digest, write_atomically
 
@@ -43,12 +43,11 @@ def save_checkpoint(
     model with the same base. `notes` is anything JSON can hold; `read_notes` gives it back. Raises `ValueError` where
     the file cannot be written.
     """
-    left_out = [] if frozen else [name for name, p in model.named_parameters() if not p.requires_grad]
-    weights = model.state_dict()
+    base = {} if frozen else _frozen(model)
     header: dict[str, Any] = {"format": FORMAT, "step": int(step), "notes": notes or {}}
-    if left_out:
-        header["base"] = digest({}, {name: weights.pop(name) for name in left_out})
-    arrays = {f"model/{name}": array for name, array in weights.items()}
+    if base:
+        header["base"] = digest({}, base)
+    arrays = {f"model/{name}": to_numpy(p.data) for name, p in model.named_parameters() if name not in base}
     if isinstance(model, GPT):
         header["gpt"] = dataclasses.asdict(model.config)
         header["dtype"] = str(model.token_embedding.weight.dtype)
@@ -95,7 +94,7 @@ def load_checkpoint(
     states = [generator.bit_generator.state for generator, _ in generators]
     try:
         step = int(header["step"])
-        model.load_state_dict(_with_base(header, weights, parameters))
+        model.load_state_dict(_with_base(header, weights, model))
         _check_settings(header, model)
         for generator, key in generators:
             generator.bit_generator.state = header[key]
@@ -110,13 +109,16 @@ def load_checkpoint(
     return step
 
 
-def _with_base(
-    header: dict[str, Any], weights: dict[str, np.ndarray], parameters: dict[str, Parameter]
-) -> dict[str, np.ndarray]:
+def _frozen(model: Module) -> dict[str, np.ndarray]:
+    """Name -> array of each parameter that does not train."""
+    return {name: to_numpy(p.data) for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def _with_base(header: dict[str, Any], weights: dict[str, np.ndarray], model: Module) -> dict[str, np.ndarray]:
     """The weights of the file, and the model's own where the file left out a base that is the same."""
     if "base" not in header:
         return weights
-    base = {name: to_numpy(p.data) for name, p in parameters.items() if not p.requires_grad}
+    base = _frozen(model)
     if header["base"] != digest({}, base):
         raise ValueError("it was saved beside another base, and does not hold that base itself.")
     return {**base, **weights}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,21 @@ def digest(settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str
 
 def read_json(path: Path, error: type[ValueError]) -> dict[str, Any]:
     """The object in a JSON file. Raises `error` where it cannot be read or holds something else."""
-    return parse_json(read_text(path, error), path, error)
+    return parse_json(read_bytes(path, error), path, error)
 
 
-def read_text(path: Path, error: type[ValueError]) -> str:
-    """The text of a small UTF-8 file. Raises `error` where it cannot be read."""
+def read_bytes(path: Path, error: type[ValueError]) -> bytes:
+    """All of a small file. Raises `error` where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as problem:
         raise error(f"{path} cannot be read: {problem.strerror or problem}.") from problem
-    except ValueError as problem:
-        raise error(f"{path} is not UTF-8 text: {problem}.") from problem
 
 
-def parse_json(text: str, path: Path, error: type[ValueError]) -> dict[str, Any]:
-    """The object in a JSON text that came from `path`. Raises `error` where it holds something else."""
+def parse_json(data: bytes, path: Path, error: type[ValueError]) -> dict[str, Any]:
+    """The object in JSON that came from `path`. Raises `error` where it holds something else."""
     try:
-        value = json.loads(text)
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as problem:  # the latter for a thousand brackets
         raise error(f"{path} is not JSON: {problem}.") from problem
     if not isinstance(value, dict):
@@ -80,17 +78,27 @@ def parse_json(text: str, path: Path, error: type[ValueError]) -> dict[str, Any]
     return value
 
 
+def check_names(wanted: Iterable[str], found: Iterable[str], lacks: str, has: str) -> None:
+    """Raise `ValueError` where the tensors found are not those wanted: "<lacks> a, b." or "<has> c."."""
+    for what, names in ((lacks, set(wanted) - set(found)), (has, set(found) - set(wanted))):
+        if names:
+            some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            raise ValueError(f"{what} {some}.")
+
+
 def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """Finite numbers as another float dtype. Raises `ValueError` where one is too large for it."""
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
+        array = array.astype(dtype)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds numbers too large for {array.dtype}.")
     return array
 
 
 class SafetensorsFile:
-    """The tensors of a safetensors file, read one at a time.
+    """The tensors of a safetensors file, read one at a time or together.
 
     Raises `error`, the caller's own class, wherever the file cannot be read, is damaged, or a tensor does not hold
     finite floats of a dtype that NumPy has.
@@ -107,18 +115,19 @@ class SafetensorsFile:
 
         self._open(look)
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor's array, a copy of its own."""
-        array: np.ndarray = self._open(lambda file: file.get_tensor(name))
-        if array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise self.error(f"{self.path} is damaged: {name} does not hold finite floats.")
-        return array
+    def read(self, *names: str) -> list[np.ndarray]:
+        """The arrays of these tensors, copies of their own."""
+        arrays: list[np.ndarray] = self._open(lambda file: [file.get_tensor(name) for name in names])
+        for name, array in zip(names, arrays, strict=True):
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise self.error(f"{self.path} is damaged: {name} does not hold finite floats.")
+        return arrays
 
     def _open(self, use: Callable[[Any], Any]) -> Any:
         from safetensors import safe_open
 
         try:
-            # Opened for each tensor anew: as long as a file is open, all that was read of it stays mapped into memory.
+            # Opened anew for each reading: as long as a file is open, all that was read of it stays mapped into memory.
             with safe_open(self.path, framework="np") as file:
                 return use(file)
         except OSError as problem:

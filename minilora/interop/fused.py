@@ -56,8 +56,9 @@ def unfuse(model: GPT, config: LoRAConfig, state: State, saved: LoRAConfig | Non
             if found is not None:
                 return found
     own: State = {}
+    layout = _layout(model)
     for module in _modules(state):
-        parts = _layout(model)[module]
+        parts = layout[module]
         for part, rows in zip(parts, np.split(state[f"{module}.lora_B"], len(parts)), strict=True):
             own[f"{part}.lora_A"], own[f"{part}.lora_B"] = state[f"{module}.lora_A"], rows
     return replace(config, target_modules=_own_targets(model, own)), own
@@ -82,9 +83,10 @@ def _as_blocks(model: GPT, config: LoRAConfig, state: State, heads: tuple[str, .
 def _split(model: GPT, state: State, adapted: list[str], r: int) -> State:
     """The blocks of rank r that belong to these modules: the inverse of `fuse`."""
     own: State = {}
+    layout = _layout(model)
     for module in _modules(state):
         A, B = state[f"{module}.lora_A"], state[f"{module}.lora_B"]
-        for part, rows, block in _blocks(_layout(model)[module], adapted, r, len(B)):
+        for part, rows, block in _blocks(layout[module], adapted, r, len(B)):
             own[f"{part}.lora_A"], own[f"{part}.lora_B"] = A[block], B[rows, block]
     return own
 

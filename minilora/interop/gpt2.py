@@ -19,7 +19,7 @@ import numpy as np
 from ..backend import asarray, to_numpy
 from ..gpt import GPT, GPTConfig
 from .checkpoint import CheckpointError
-from .files import SafetensorsFile, cast, read_json
+from .files import SafetensorsFile, cast, check_names, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -61,7 +61,7 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
     parameters = dict(model.named_parameters())
     for name, _, own in stored_tensors(config):
         file, stored = files[name]
-        array = file.read(stored)
+        (array,) = file.read(stored)
         try:
             array = cast(stored, array, dtype)
         except ValueError as error:
@@ -72,7 +72,8 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
             parameters[parameter_name].data = asarray(np.ascontiguousarray(rows))
     if config.tied_head and "lm_head.weight" in files:  # saved once more by some
         file, stored = files["lm_head.weight"]
-        if not np.array_equal(file.read(stored).astype(dtype), to_numpy(model.token_embedding.weight.data)):
+        (head,) = file.read(stored)
+        if not np.array_equal(head.astype(dtype), to_numpy(model.token_embedding.weight.data)):
             raise CheckpointError(f"{stored} in {file.path} is not the embedding, though config.json ties the two.")
     return model
 
@@ -85,10 +86,10 @@ def _check_fit(config: GPTConfig, files: dict[str, tuple[SafetensorsFile, str]],
     wanted = {name: shape for name, shape, _ in stored_tensors(config)}
     if "lm_head.weight" in files:
         wanted["lm_head.weight"] = (config.vocab_size, config.d_model)
-    for what, names in (("lack", wanted.keys() - files.keys()), ("also hold", files.keys() - wanted.keys())):
-        if names:
-            some = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
-            raise CheckpointError(f"The weights in {folder} do not fit its config.json: they {what} {some}.")
+    try:
+        check_names(wanted, files, "they lack", "they also hold")
+    except ValueError as error:
+        raise CheckpointError(f"The weights in {folder} do not fit its config.json: {error}") from error
     for name, shape in wanted.items():
         file, stored = files[name]
         if file.shapes[stored] != shape:

@@ -23,16 +23,16 @@ from safetensors.numpy import save
 from ..backend import asarray
 from ..lora import (
     LoRAConfig,
+    LoRALinear,
     add_lora,
     linear_sizes,
     lora_layers,
     lora_state_dict,
     match_targets,
-    matching_linears,
     shared_adapter,
 )
 from ..nn import Module
-from .files import SafetensorsFile, cast, digest, parse_json, read_text, write_atomically, write_text
+from .files import SafetensorsFile, cast, check_names, digest, parse_json, read_bytes, write_atomically, write_text
 from .fused import State, fuse, fused_sizes, unfuse
 from .gpt2 import GPT2
 
@@ -106,7 +106,7 @@ def save_adapter(model: Module, folder: str | Path) -> None:
     path, text = folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n"
     metadata = {"format": "pt", "minilora": json.dumps(asdict(own))}
     metadata["digest"] = _digest(_lora_config(fields, path, gpt2), metadata["minilora"], state)
-    old = path.read_bytes() if path.is_file() else text.encode()
+    old = read_bytes(path, ValueError) if path.is_file() else text.encode()
     if old != text.encode():
         # The weights go first. Should the settings not follow, then the weights say which ones they find instead.
         metadata.update(replaces=hashlib.sha256(old).hexdigest(), settings=text)
@@ -135,14 +135,15 @@ def load_adapter(model: Module, folder: str | Path) -> None:
         elif own is not None:
             config = own
         if layers:
-            _check_replaces(model, config)
-        dtype = next(iter(model.parameters())).dtype
+            _check_replaces(layers, config, state)
+        dtype = next(p.dtype for _, p in model.named_parameters())
         arrays = {name: np.ascontiguousarray(cast(name, array, dtype)) for name, array in state.items()}
         if not layers:
             add_lora(model, config)
+            layers = lora_layers(model)
     except ValueError as error:
         raise AdapterError(f"The adapter in {folder} does not fit this model: {error}") from error
-    for name, layer in lora_layers(model).items():
+    for name, layer in layers.items():
         layer.adapter.config, layer.scaling, layer.dropout.p = config, config.scale, config.dropout
         layer.lora_A.data, layer.lora_B.data = (asarray(arrays[f"{name}.{part}"]) for part in ("lora_A", "lora_B"))
 
@@ -154,20 +155,16 @@ def _check_shapes(model: Module, config: LoRAConfig, state: State) -> None:
     for name in match_targets(list(sizes), config.target_modules):
         out_features, in_features = sizes[name]
         shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = (config.r, in_features), (out_features, config.r)
-    for what, wrong in (("it lacks", shapes.keys() - state.keys()), ("it also has", state.keys() - shapes.keys())):
-        if wrong:
-            some = ", ".join(sorted(wrong)[:3]) + (" ..." if len(wrong) > 3 else "")
-            raise ValueError(f"{what} {some}.")
+    check_names(shapes, state, "it lacks", "it also has")
     for name, shape in shapes.items():
         if state[name].shape != shape:
             raise ValueError(f"{name} has shape {state[name].shape}; this model needs {shape}.")
 
 
-def _check_replaces(model: Module, config: LoRAConfig) -> None:
+def _check_replaces(layers: dict[str, LoRALinear], config: LoRAConfig, state: State) -> None:
     """Raise `ValueError` where an adapter is on other modules than the model's own, or of another rank."""
-    layers = lora_layers(model)
     old = shared_adapter(layers).config
-    if matching_linears(model, config.target_modules) != list(layers) or old.r != config.r:
+    if {name.rsplit(".", 1)[0] for name in state} != layers.keys() or old.r != config.r:
         raise ValueError(
             f"it has r {config.r} on {', '.join(config.target_modules)}, the model's own r {old.r} on "
             f"{', '.join(old.target_modules)}: call remove_lora(model) first."
@@ -180,24 +177,25 @@ def _check_replaces(model: Module, config: LoRAConfig) -> None:
 def _read(folder: Path, fused: bool) -> tuple[LoRAConfig, LoRAConfig | None, State]:
     """What a folder holds: the settings in its file, minilora's own before any fusing, and the arrays by name."""
     path = folder / CONFIG
-    text = read_text(path, AdapterError)
+    settings = read_bytes(path, AdapterError)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise AdapterError(
             f"{folder}'s adapter_model.bin is a pickle, which minilora never opens: save it from PEFT with "
             "save_pretrained, which writes safetensors."
         )
     file = SafetensorsFile(folder / WEIGHTS, AdapterError)
-    if file.metadata.get("replaces") == hashlib.sha256(text.encode()).hexdigest():
-        text = file.metadata.get("settings", text)  # a crash came between the two files
-    config = _lora_config(parse_json(text, path, AdapterError), path, fused)
-    state = {}
+    if file.metadata.get("replaces") == hashlib.sha256(settings).hexdigest():  # a crash came between the two files
+        settings = file.metadata.get("settings", "").encode()
+    config = _lora_config(parse_json(settings, path, AdapterError), path, fused)
+    names = []
     for key in file.shapes:
         name = key.removeprefix(_PREFIX).removesuffix(".weight")
         if key != f"{_PREFIX}{name}.weight":
             raise AdapterError(
                 f"{file.path} holds {key!r}; an adapter's tensors are named {_PREFIX}<module>.lora_A.weight."
             )
-        state[name] = file.read(key)
+        names.append(name)
+    state = dict(zip(names, file.read(*file.shapes), strict=True))
     made_of, saved = file.metadata.get("minilora"), file.metadata.get("digest")
     if made_of is None or saved is None:  # PEFT writes neither
         return config, None, state

@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 
 from ..gpt import GPT
 from .checkpoint import CheckpointError, load_model, save_checkpoint
-from .files import write_text
+from .files import digest, write_text
 
 
 def cache_folder() -> Path:
@@ -67,7 +67,7 @@ def keep_result(made_of: dict[str, Any], result: dict[str, Any]) -> None:
     Raises `ValueError` where the cache folder cannot be written.
     """
     content = {"made_of": made_of, "result": result}
-    write_text(_result_path(made_of), json.dumps({**content, "digest": _digest(content)}, allow_nan=False))
+    write_text(_result_path(made_of), json.dumps({**content, "digest": digest(content, {})}, allow_nan=False))
 
 
 def kept_result(made_of: dict[str, Any]) -> dict[str, Any] | None:
@@ -78,8 +78,8 @@ def kept_result(made_of: dict[str, Any]) -> dict[str, Any] | None:
     path = _result_path(made_of)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("digest")
-        if digest == _digest(content) and content["made_of"] == json.loads(json.dumps(made_of)):
+        saved = content.pop("digest")
+        if saved == digest(content, {}) and content["made_of"] == json.loads(json.dumps(made_of)):
             return content["result"]
     except FileNotFoundError:
         return None
@@ -91,7 +91,3 @@ def kept_result(made_of: dict[str, Any]) -> dict[str, Any] | None:
 
 def _result_path(made_of: dict[str, Any]) -> Path:
     return cache_folder() / "runs" / f"{key(made_of)}.json"
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -38,8 +38,8 @@ from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
 # What adapt takes where nothing is said. For GPT-2 the paper's settings (Table 11), on shorter sequences.
-_ADAPT = {"r": 8, "lr": 1e-2, "batch": 32}
-_ADAPT_GPT2 = {"r": 4, "alpha": 32.0, "lr": 2e-4, "batch": 8}
+_ADAPT: dict[str, Any] = {"r": 8, "lr": 1e-2, "batch": 32}
+_ADAPT_GPT2: dict[str, Any] = {"r": 4, "alpha": 32.0, "lr": 2e-4, "batch": 8}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,14 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _base_option(sub, gpt2=True)
     _data_options(sub, "what to learn")
-    sub.add_argument("--r", type=int, help="rank (8; GPT-2: 4)")
-    sub.add_argument("--alpha", type=float, help="α; ΔW is scaled by α/r (α = r; GPT-2: 32)")
+    sub.add_argument("--r", type=int, help=f"rank ({_ADAPT['r']}; GPT-2: {_ADAPT_GPT2['r']})")
+    sub.add_argument("--alpha", type=float, help=f"α; ΔW is scaled by α/r (α = r; GPT-2: {_ADAPT_GPT2['alpha']:g})")
     sub.add_argument("--targets", default="q_proj,v_proj", help="modules to adapt, comma between (q_proj,v_proj)")
     sub.add_argument("--dropout", type=float, default=0.0, help="on x before A, in training (0)")
     sub.add_argument("--context", type=int, help="positions of a sequence of text (the base's; GPT-2: 128)")
     sub.add_argument("--out", type=Path, required=True, help="the adapter's folder")
-    _training_options(sub, lr=1e-2, steps=300, batch=32)
-    sub.set_defaults(lr=None, batch=None)  # they depend on the base
+    _training_options(sub, lr=_ADAPT["lr"], steps=300, batch=_ADAPT["batch"], gpt2=_ADAPT_GPT2)
 
     sub = command(
         "generate",
@@ -193,10 +192,14 @@ def _data_options(sub: argparse.ArgumentParser, text: str) -> None:
     group.add_argument("--text", type=Path, help="a UTF-8 text file")
 
 
-def _training_options(sub: argparse.ArgumentParser, lr: float, steps: int, batch: int) -> None:
-    sub.add_argument("--lr", type=float, default=lr, help=f"learning rate ({lr:g}; GPT-2: 2e-4)")
+def _training_options(
+    sub: argparse.ArgumentParser, lr: float, steps: int, batch: int, gpt2: dict[str, Any] | None = None
+) -> None:
+    """`gpt2` holds other defaults for that base; which ones stand is known once the base is."""
     sub.add_argument("--steps", type=int, default=steps, help=f"({steps})")
-    sub.add_argument("--batch", type=int, default=batch, help=f"sequences a step ({batch}; GPT-2: 8)")
+    for name, kind, value, text in (("lr", float, lr, "learning rate"), ("batch", int, batch, "sequences a step")):
+        also = f"; GPT-2: {gpt2[name]:g}" if gpt2 else ""
+        sub.add_argument(f"--{name}", type=kind, default=None if gpt2 else value, help=f"{text} ({value:g}{also})")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument(
         "--resume", action="store_true", help=f"go on from the checkpoint kept every {CHECKPOINT_EVERY} steps"

@@ -34,7 +34,7 @@ from safetensors.numpy import save as safetensors_bytes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helpers import gpt2_folder, randomize_lora, snapshot, tiny_gpt
+from helpers import adapter_state, gpt2_folder, optimizer_state, randomize_lora, tiny_gpt
 
 import minilora as ml
 from minilora.interop.checkpoint import CheckpointError
@@ -48,19 +48,10 @@ SLACK = 64 * 1024  # bytes, for what Python itself allocates around a load
 
 def state_of(model, optimizer=None, rng=None):
     """All that loading may change, in a form that compares exactly."""
-    layers = lora_layers(model)
-    settings = [(name, layer.scaling, layer.dropout.p) for name, layer in layers.items()]
-    state = [snapshot(model), settings]
-    if optimizer is not None:
-        saved = optimizer.state_dict()
-        arrays = {slot: [a.tobytes() for a in values] for slot, values in saved.pop("arrays").items()}
-        state += [
-            saved,
-            arrays,
-            str(rng.bit_generator.state),
-            str(next(iter(layers.values())).adapter.rng.bit_generator.state),
-        ]
-    return state
+    if optimizer is None:
+        return adapter_state(model)
+    generators = (rng, next(iter(lora_layers(model).values())).adapter.rng)
+    return adapter_state(model), optimizer_state(optimizer), [str(g.bit_generator.state) for g in generators]
 
 
 def trained(model, seed=0):

@@ -14,10 +14,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helpers import randomize_lora, snapshot, tiny_gpt
+from helpers import adapter_state, optimizer_state, randomize_lora, tiny_gpt
 
 import minilora as ml
-from minilora.lora import lora_layers
 
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -37,10 +36,6 @@ def optimizer_of(model, state):
     return optimizer
 
 
-def settings_of(model):
-    return [(name, layer.scaling, layer.dropout.p) for name, layer in lora_layers(model).items()]
-
-
 class Adapter:
     @staticmethod
     def saver(path, state):
@@ -54,8 +49,7 @@ class Adapter:
         model = tiny_gpt(d_model=256)
         ml.load_adapter(model, path)
         for state in (0, 1):
-            saved = model_of(state)
-            if snapshot(model) == snapshot(saved) and settings_of(model) == settings_of(saved):
+            if adapter_state(model) == adapter_state(model_of(state)):
                 return state
         return None
 
@@ -73,9 +67,8 @@ class Checkpoint:
         optimizer = optimizer_of(model, 7)
         state = ml.load_checkpoint(path / "c.npz", model, optimizer)
         saved = model_of(state)
-        same = snapshot(model) == snapshot(saved) and settings_of(model) == settings_of(saved)
-        moments = zip(optimizer.state["m"], optimizer_of(saved, state).state["m"], strict=True)
-        return state if same and all(np.array_equal(one, other) for one, other in moments) else None
+        same = adapter_state(model) == adapter_state(saved)
+        return state if same and optimizer_state(optimizer) == optimizer_state(optimizer_of(saved, state)) else None
 
 
 KINDS = {"adapter": Adapter, "checkpoint": Checkpoint}
