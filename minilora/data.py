@@ -41,7 +41,7 @@ class Vocabulary:
     def encode(self, text: str) -> np.ndarray:
         """(len(text),) ids. Raises `ValueError` naming the first character that is not in the vocabulary."""
         try:
-            return np.fromiter((self._ids[c] for c in text), dtype=np.int64, count=len(text))
+            return np.fromiter(map(self._ids.__getitem__, text), dtype=np.int64, count=len(text))
         except KeyError as error:
             place = text.index(error.args[0])
             raise ValueError(

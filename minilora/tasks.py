@@ -57,11 +57,12 @@ def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_ou
     """
     for name in names:
         check_task(name)
-    lines, answers = [], np.empty(B, dtype=np.int64)
-    for i, s in enumerate(_strings(B, rng, held_out)):
-        tag, f = TASKS[names[int(rng.integers(len(names)))]]
+    strings = _strings(B, rng, held_out)
+    lines = []
+    for s, choice in zip(strings, rng.integers(len(names), size=B).tolist(), strict=True):
+        tag, f = TASKS[names[choice]]
         lines.append(f"{tag}{s}>{f(s)}".ljust(WIDTH + 1, "\n"))
-        answers[i] = len(s)
+    answers = np.array([len(s) for s in strings])
     rows = PRINTABLE.encode("".join(lines)).reshape(B, WIDTH + 1)
     targets = rows[:, 1:].copy()
     place = np.arange(WIDTH)
@@ -78,8 +79,9 @@ def _strings(B: int, rng: np.random.Generator, held_out: bool) -> list[str]:
         # The split: strings whose weighted letter sum is a multiple of ten are held out.
         inside = np.arange(LONGEST) < lengths[:, None]
         checksum = (letters * inside * np.arange(1, LONGEST + 1)).sum(axis=1) % 10
-        for row in np.flatnonzero((checksum == 0) == held_out):
-            found.append("".join(LETTERS[c] for c in letters[row, : lengths[row]]))
+        rows = np.flatnonzero((checksum == 0) == held_out)
+        words = np.array(list(LETTERS))[letters[rows]].view(f"U{LONGEST}").ravel()  # eight letters each
+        found += [word[:length] for word, length in zip(words.tolist(), lengths[rows].tolist(), strict=True)]
     return found[:B]
 
 

@@ -14,16 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from .. import functional as F
+from ..autograd import no_grad
+from ..backend import to_numpy
 from ..baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 from ..data import Batch, fixed
 from ..gpt import GPT
 from ..lora import LoRAConfig, add_lora
 from ..nn import Module, Parameter
 from ..optim import Adam, Optimizer, linear_schedule
-from ..tasks import IGNORED
-from ..training import DivergedError, evaluate, evaluate_exact_match
+from ..tasks import IGNORED, exact_match
+from ..training import DivergedError, evaluate
 from .bases import Draw, adapt, load_base, string_draw, text_draw
-from .claim import BITS, Configuration, Experiment, Result, Runs, select
+from .claim import BITS, Configuration, Experiment, Result, Runs, mean, select
 
 NAME = "adaptation"
 STEPS = {"strings": 300, "text": 400}
@@ -111,30 +114,49 @@ def _from_few(draw: Draw, B: int, seed: int) -> Draw:
 
 def held_out(world: str, task: str, method: str = "full", seed: int = 2**31) -> list[Batch]:
     """512 examples or windows that no training ever saw, the same every time."""
+    return _held_out(world, task, prefix_length(method), seed)
+
+
+@lru_cache(maxsize=16)
+def _held_out(world: str, task: str, room: int, seed: int) -> list[Batch]:
     if world == "strings":
         return fixed(string_draw((task,), 256, held_out=True), 2, seed)
-    return fixed(text_draw(task, 64, held_out=True, room=prefix_length(method)), 8, seed)
+    return fixed(text_draw(task, 64, held_out=True, room=room), 8, seed)
 
 
 def run(configuration: Configuration) -> Result:
     """Bits a character of the answer or text, and how many numbers were trained; for strings also the share answered
     exactly, for text also the bits before, and those of each window's last 16 characters."""
     (world, seed), task, method = (configuration[name] for name in ("base", "task", "method"))
-    batches = held_out(world, task, method, configuration.get("evaluation_seed", 2**31))
+    evaluation_seed = configuration.get("evaluation_seed", 2**31)
+    batches = held_out(world, task, method, evaluation_seed)
     result: Result = {}
     if world == "text":
-        result["before"] = BITS * evaluate(load_base(world, seed), batches)
+        result["before"] = _before(seed, task, prefix_length(method), evaluation_seed)
     try:
         model, result["trainable"] = learn(configuration)
     except DivergedError:
         return {**result, "bits": _WORST, "bits_at_end": _WORST, "accuracy": 0.0, "trainable": 0}
-    result["bits"] = min(BITS * evaluate(model, batches), _WORST)
-    if world == "text":
-        ends = [(ids, _last(targets)) for ids, targets in batches]
-        result["bits_at_end"] = min(BITS * evaluate(model, ends), _WORST)
-    if world == "strings":
-        result["accuracy"] = evaluate_exact_match(model, batches)
-    return result
+    return {**result, **_examine(model, world, batches)}
+
+
+@lru_cache(maxsize=16)
+def _before(seed: int, task: str, room: int, evaluation_seed: int) -> float:
+    """Bits of a text base that has not been adapted."""
+    return BITS * evaluate(load_base("text", seed), _held_out("text", task, room, evaluation_seed))
+
+
+def _examine(model: Module, world: str, batches: list[Batch]) -> Result:
+    """Everything that `run` reports of how good a model is, from one forward pass."""
+    model.eval()
+    with no_grad():
+        read = [(model(ids), targets) for ids, targets in batches]
+        bits = mean([F.cross_entropy(logits, targets).item() for logits, targets in read])
+        if world == "strings":
+            accuracy = mean([exact_match(to_numpy(logits.data), targets) for logits, targets in read])
+            return {"bits": min(BITS * bits, _WORST), "accuracy": accuracy}
+        ends = mean([F.cross_entropy(logits, _last(targets)).item() for logits, targets in read])
+    return {"bits": min(BITS * bits, _WORST), "bits_at_end": min(BITS * ends, _WORST)}
 
 
 def _last(targets: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ PLUS = "A₀, lr of B·s, ε of B/s"
 
 def configurations(settings: Settings) -> list[Configuration]:
     seeds = range(settings.seeds)
-    rates = RATES[::2] if settings.quick else RATES
+    rates, steps = (RATES[::2], SWEEP_STEPS // 3) if settings.quick else (RATES, SWEEP_STEPS)
     return [
         {"part": "LoRA+"},
         *(
@@ -57,7 +57,7 @@ def configurations(settings: Settings) -> list[Configuration]:
             for start in STARTS
         ),
         *(
-            {"part": "scaling", "base": ["text", s], "scaling": scaling, "r": r, "lr": lr, "steps": SWEEP_STEPS}
+            {"part": "scaling", "base": ["text", s], "scaling": scaling, "r": r, "lr": lr, "steps": steps}
             for s in seeds
             for r in RANKS
             for scaling in (SCALINGS if r > 1 else ("alpha/r",))  # at r = 1 both are one run
@@ -137,12 +137,13 @@ def conclude(runs: Runs) -> Outcome:
         *(at_least([0.05 - x for x in values], 0) for values in apart.values()),
         at_least([1 - abs(x) for x in moved["alpha/r"]], 0),
     ]
+    steps = select(runs, part="scaling")[0][0]["steps"]
     return Outcome(
         f"starts: {', '.join(f'{start} {100 * mean(accuracy(runs, start)):.0f} %' for start in STARTS)}; best lr of "
-        f"{SWEEP_STEPS} steps from "
-        f"r = 1 to 64 moves by 2^{mean(moved['alpha/r']):+.1f} with α/r, 2^{mean(moved['alpha/sqrt(r)']):+.1f} with "
-        f"α/√r (whose best loss at r = 64 is {mean(gain):+.3f} bits lower); LoRA+ is α·s to {identity['3']:.0e} for "
-        f"s = 3, {'bit for bit' if identity['4'] == 0 else format(identity['4'], '.0e')} for s = 4",
+        f"{steps} steps from r = 1 to 64 moves by 2^{mean(moved['alpha/r']):+.1f} with α/r, "
+        f"2^{mean(moved['alpha/sqrt(r)']):+.1f} with α/√r (whose best loss at r = 64 is {mean(gain):+.3f} bits lower); "
+        f"LoRA+ is α·s to {identity['3']:.0e} for s = 3, "
+        f"{'bit for bit' if identity['4'] == 0 else format(identity['4'], '.0e')} for s = 4",
         f"starts ±{100 * max(deviation(accuracy(runs, s)) for s in STARTS):.0f} %; moves "
         f"±{deviation(moved['alpha/r']):.1f} and ±{deviation(moved['alpha/sqrt(r)']):.1f} doublings",
         worst(verdicts),

@@ -26,7 +26,7 @@ LORAS_ON_TEXT = ("lora q,v 1", LORA, "lora q,v 64", "lora all 16")
 def configurations(settings: Settings) -> list[Configuration]:
     seeds = range(settings.seeds)
     longer = () if settings.quick else LONGER
-    on_text = ON_TEXT[::2] if settings.quick else ON_TEXT
+    on_text = ON_TEXT[::3] if settings.quick else ON_TEXT
     return [
         *(adaptation("strings", s, TASK, method) for s in seeds for method in (*RIVALS, *LORAS, "full")),
         *(adaptation("strings", s, TASK, method, steps=LONG) for s in seeds for method in longer),

@@ -32,7 +32,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     seeds, choices = range(settings.seeds), tuple(CHOICES)
     on_strings, on_text = tuple(TASKS), choices
     if settings.quick:
-        on_strings, on_text = on_strings[1:], (*ALONE, "q, v")
+        on_strings, on_text = ("prev",), (*ALONE, "q, v")
     return [
         *(adaptation("strings", s, task, CHOICES[c][0]) for s in seeds for task in on_strings for c in choices),
         *(adaptation("text", s, "code", CHOICES[c][0]) for s in seeds for c in on_text),

@@ -45,13 +45,13 @@ def reproduce(
         raise ValueError(f"--seeds must be at least 1, not {settings.seeds}.")
     check_folder(folder)
     jobs = {claim.id: [(experiment_of(claim, c), c) for c in claim.configurations(settings)] for claim in claims}
-    asked = {_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
+    asked = {job_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
     everything = [job for of_claim in jobs.values() for job in of_claim]
-    results = run_jobs(everything, workers, scheduler, fresh, lambda job: asked[_name(job)])
+    results = run_jobs(everything, workers, scheduler, fresh, lambda job: asked[job_name(job)])
     runs: dict[str, Runs] = {}
     rows = []
     for claim in claims:
-        mine = [(job[1], results[_name(job)]) for job in jobs[claim.id]]
+        mine = [(job[1], results[job_name(job)]) for job in jobs[claim.id]]
         runs[claim.id] = [(c, kept["result"]) for c, kept in mine]
         rows.append(make_row(claim, runs[claim.id], settings, sum(kept["seconds"] for _, kept in mine)))
     write_report(folder, claims, runs, rows, settings)
@@ -64,7 +64,7 @@ def tune(workers: int, *, scheduler: str | None = None, fresh: bool = False) -> 
     more = tuning.configurations()
     while more:
         results = run_jobs([(adaptation.NAME, c) for c in more], workers, scheduler, fresh)
-        runs += [(c, results[_name((adaptation.NAME, c))]["result"]) for c in more]
+        runs += [(c, results[job_name((adaptation.NAME, c))]["result"]) for c in more]
         more = tuning.beyond(runs)
     return tuning.write_rates(runs)
 
@@ -86,7 +86,7 @@ def run_jobs(
         raise ValueError(f"--workers must be at least 1, not {workers}.")
     if scheduler is not None:
         check_address(scheduler)
-    unique = {_name(job): job for job in jobs}
+    unique = {job_name(job): job for job in jobs}
     results = {} if fresh else {name: kept for name, job in unique.items() if (kept := kept_result(_made_of(job)))}
     left = {name: job for name, job in unique.items() if name not in results}
     if not left:
@@ -98,7 +98,7 @@ def run_jobs(
 
     def keep(job: Job, kept: dict[str, Any]) -> None:
         keep_result(_made_of(job), kept)
-        results[_name(job)] = kept
+        results[job_name(job)] = kept
 
     bases = sorted({tuple(job[1]["base"]) for job in left.values() if "base" in job[1]})
     lost: list[str] = []
@@ -144,7 +144,8 @@ def _made_of(job: Job) -> dict[str, Any]:
     return {**made_of, "minilora": __version__, "base": base and base_configuration(*base), "code": code}
 
 
-def _name(job: Job) -> str:
+def job_name(job: Job) -> str:
+    """What names a job among others: its experiment and a key of its configuration."""
     return f"{job[0]} {key(job[1])}"
 
 
