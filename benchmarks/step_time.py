@@ -209,6 +209,7 @@ def table(one: Times, everything: Times, memory: dict[str, int], about: dict[str
     lines += [f"- {worker}: {what}" for worker, what in about.items()]
     lines += ["", "## One thread each, ms, median (quartiles)\n", *grid(one, list(MAKERS))]
     lines += ["", "## Ratios, one thread each; in brackets the bar, where one was set\n", *ratios(one, RATIOS)]
+    lines += ["\nMerged against base in one process, which is finer: the claim `latency` of `minilora reproduce`."]
     lines += [
         "",
         f"## All {cores} cores each, ms, median (quartiles)\n",
@@ -293,7 +294,9 @@ def draw(path: Path, times: Times) -> None:
                             else None
                         )
                         ax.bar(x, middle, 0.75 / len(workers), color=colors[worker], label=label)
-                        ax.errorbar(x, middle, [[middle - low], [high - middle]], color="black", linewidth=1)
+                        ax.vlines(
+                            x, low, high, color="black", linewidth=1
+                        )  # of rounds; may leave the ratio of medians out
             ax.axhline(1, color="black", linewidth=0.8)
             ax.set_xticks(range(len(times)), [name.replace(" d", "\nd") for name in times], fontsize=8)
             ax.set_title(f"{title}: time over minilora's")
