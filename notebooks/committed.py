@@ -1,0 +1,22 @@
+"""What the full run of `minilora reproduce` found on three bases: the report that is committed in figures/."""
+
+import json
+import textwrap
+from pathlib import Path
+
+REPORT = Path(__file__).parent.parent / "figures" / "claims.json"
+
+
+def claim(name):
+    """The row of one claim. Raises `ValueError` for a name that the report does not have."""
+    rows = {row["id"]: row for row in json.loads(REPORT.read_text(encoding="utf-8"))["claims"]}
+    if name not in rows:
+        raise ValueError(f"The report has no claim {name!r}; it has: {', '.join(rows)}.")
+    return rows[name]
+
+
+def show(name, *fields):
+    """Print the row, or some of its fields."""
+    row = claim(name)
+    for field in fields or ("statement", "paper", "measured", "spread", "verdict"):
+        print(textwrap.fill(f"{field + ':':<11}{row[field]}", 108, subsequent_indent=" " * 11))
