@@ -4,7 +4,7 @@
 # **What is inside the model that LoRA will adapt?** We build attention step by step and compare it with the library's,
 # look at what a trained model attends to, train a small one on real text while watching, and let it write.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 15 s from a warm cache, a minute the first
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s from a warm cache, a minute the first
 # time (one base is pretrained and kept).*
 
 # %%

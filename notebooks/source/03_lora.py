@@ -4,7 +4,7 @@
 # **How can a model start as the base exactly, learn from a frozen W₀, and end as one matrix again?** And what do the usual
 # mistakes look like? Each of them is run here, and each leaves a curve or a message.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 25 s from a warm cache, a minute the first
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s from a warm cache, a minute the first
 # time (one base is pretrained and kept).*
 
 # %%

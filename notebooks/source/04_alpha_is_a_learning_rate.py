@@ -4,18 +4,17 @@
 # **What does α do, and is doubling it the same as doubling the learning rate?** The paper says "roughly, if we scale
 # the initialization appropriately" (§4.1). That sentence hides an exact equality, and without its clause it is wrong.
 #
-# *Needs: `pip install -e ".[notebook]"`, and `pip install ipywidgets` for the sliders at the end; no network, no GPU.
-# Takes: about 30 s from a warm cache, a minute the first time (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 35 s from a warm cache, a minute the first
+# time (one base is pretrained and kept).*
 
 # %%
-import json
 import textwrap
 from functools import lru_cache
-from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+from committed import claim, show
 from IPython.display import Image, display
 
 import minilora as ml
@@ -118,12 +117,8 @@ for name in SCALES:
 # $r$ = 1, 8 and 64 on real text, over three bases. A move of $2^{+0.1}$ is next to none:
 
 # %% exact
-claims = {
-    c["id"]: c for c in json.loads(Path("../figures/claims.json").read_text(encoding="utf-8"))["claims"]
-}  # what `minilora reproduce` measured, over three bases
-measured = claims["init_scaling"]["measured"]
-print(textwrap.fill(measured.split("; ")[1], 100))
-print("spread:", claims["init_scaling"]["spread"])
+print(textwrap.fill(claim("init_scaling")["measured"].split("; ")[1], 100))
+show("init_scaling", "spread")
 
 # %% [markdown]
 # ## α × 4 against lr × 4
@@ -271,9 +266,7 @@ print("A₀ scaled: the best losses of all α are within 0.01 bits:", np.ptp(bes
 display(Image("../figures/alpha_learning_rate.png", width=900))
 
 # %% exact
-row = claims["alpha_learning_rate"]
-print(textwrap.fill(row["measured"], 100))
-print(f"spread: {row['spread']}; verdict: {row['verdict']}")
+show("alpha_learning_rate", "measured", "spread", "verdict")
 
 # %% [markdown]
 # In practice: keep α and tune the learning rate, as the paper does. If you inherit a recipe with another α, start at its

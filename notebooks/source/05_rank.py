@@ -4,7 +4,7 @@
 # **How small may r be?** The paper's answer for GPT-3 is: one or two (§7.2, Table 6). We first look where the answer is
 # known exactly, then at tasks that behave like the paper's, then at one that does not.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 30 s from a warm cache, 90 s the first time
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 45 s from a warm cache, 100 s the first time
 # (two bases are pretrained and kept).*
 
 # %%

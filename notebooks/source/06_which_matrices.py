@@ -4,7 +4,7 @@
 # **A fixed budget of parameters: which of $W_q, W_k, W_v, W_o$ should get it?** The paper's Table 5 says: two matrices with
 # half the rank, q and v, beat any one of them (§7.1). Our string tasks are small enough to see *why*.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 30 s from a warm cache, a minute the first time
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 35 s from a warm cache, a minute the first time
 # (one base is pretrained and kept).*
 
 # %%

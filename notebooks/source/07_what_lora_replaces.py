@@ -4,7 +4,7 @@
 # **Before LoRA there were adapters, prefixes, bias-only training, and training the last layers. What does each cost, in
 # quality, latency, context and memory?** And do the paper's parameter tables follow from its own formulas?
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 40 s from a warm cache, 70 s the first time
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 25 s from a warm cache, 70 s the first time
 # (one base is pretrained and kept).*
 
 # %%
