@@ -58,7 +58,7 @@ def agrees(committed: str, now: str, note: str) -> bool:
     allowed = tolerance(note)
     if allowed is None or committed == now:
         return True
-    if allowed == 0 or _words(committed) != _words(now):
+    if note in ("", "exact") or _words(committed) != _words(now):
         return False
     pairs = zip(NUMBER.findall(committed), NUMBER.findall(now), strict=True)
     return all(_close(a, b, allowed) for a, b in pairs)

@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,7 +28,8 @@ def test_a_notebook_says_what_it_needs_and_takes_and_ends_with_an_exercise(sourc
     assert re.search(r"\*Needs: .*no network.*Takes: ", cells[0].source, flags=re.DOTALL)
     assert "## Exercise" in cells[-1].source and "course/README.md" in cells[-1].source
     assert "**Asked often: " in source.read_text(encoding="utf-8") or number == 8
-    for target in re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8")):
+    text = "\n".join(cell.source for cell in cells if cell.kind == "markdown")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (NOTEBOOKS / target).exists(), target
 
 
@@ -90,6 +94,67 @@ def test_every_question_of_the_table_leads_to_an_answer():
 )
 def test_what_agrees(committed, now, note, same):
     assert agrees(committed, now, note) is same
+
+
+# ---- the check ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Run `build.py --check` on a copy of notebooks 0 and 1: the exit code, and what it says."""
+    pytest.importorskip("nbclient", reason="the extra `notebook` is not installed")
+    pytest.importorskip("ipykernel", reason="the extra `notebook` is not installed")
+    copy = tmp_path / "notebooks"
+    (copy / "source").mkdir(parents=True)
+    for name in ("build.py", "percent.py", "committed.py"):
+        shutil.copy(NOTEBOOKS / name, copy)
+    for name in ("00_start_here", "01_autograd_by_hand"):
+        shutil.copy(NOTEBOOKS / f"{name}.ipynb", copy)
+        shutil.copy(NOTEBOOKS / "source" / f"{name}.py", copy / "source")
+
+    def run(**environment):
+        done = subprocess.run(
+            [sys.executable, str(copy / "build.py"), "--check"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout
+
+    run.folder = copy
+    return run
+
+
+@pytest.mark.slow
+def test_the_check_is_green_on_what_is_committed_and_again(check):
+    for _ in range(2):
+        code, said = check()
+        assert code == 0 and said.count("as committed") == 2, said
+
+
+@pytest.mark.slow
+def test_the_check_names_the_cell_whose_committed_number_was_changed(check):
+    path = check.folder / "00_start_here.ipynb"
+    text = path.read_text(encoding="utf-8")
+    assert "150,994,944" in text
+    path.write_text(text.replace("150,994,944", "150,994,943"), encoding="utf-8")
+    code, said = check()
+    assert code == 1 and "01_autograd_by_hand: as committed" in said
+    assert re.search(r"00_start_here, cell 5 \(for d in .*committed .*943.*now .*944", said)
+
+
+@pytest.mark.slow
+def test_the_check_names_the_cell_that_a_changed_library_function_changes(check, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import minilora.optim\n"
+        "right = minilora.optim.Adam._update\n"
+        "def wrong(self, p, g, group, number):\n"
+        "    right(self, p, 1.001 * g + 1e-4, group, number)\n"
+        "minilora.optim.Adam._update = wrong\n"
+    )
+    code, said = check(PYTHONPATH=str(tmp_path))
+    assert code == 1 and "00_start_here: as committed" in said
+    assert re.search(r"01_autograd_by_hand, cell \d+ \(def adam", said)
 
 
 def test_a_note_that_says_nothing_known_is_refused():

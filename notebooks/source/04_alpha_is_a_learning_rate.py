@@ -117,8 +117,9 @@ for name in SCALES:
 # $r$ = 1, 8 and 64 on real text, over three bases. A move of $2^{+0.1}$ is next to none:
 
 # %% exact
-print(textwrap.fill(claim("init_scaling")["measured"].split("; ")[1], 100))
-show("init_scaling", "spread")
+row = claim("init_scaling")  # what `minilora reproduce` measured
+print(textwrap.fill(row["measured"].split("; ")[1], 100))
+print("spread:", row["spread"].split("; ")[1])
 
 # %% [markdown]
 # ## α × 4 against lr × 4
@@ -133,8 +134,8 @@ show("init_scaling", "spread")
 # $$(c\,\alpha)\cdot BA \;=\; \alpha\cdot B'A'.$$
 #
 # So α·c is the *same run* as one with the old α in which everything about $A$ and $B$ is $\sqrt c$ times as large: the
-# start of $A$ and each step, so the learning rate. (That is the paper's clause. Adam's ε has to shrink by $\sqrt c$,
-# as the gradients do.) The exchange rate is the square root.
+# start of $A$ and each step, so the learning rate. (The start is the paper's clause. Adam's ε has to shrink by
+# $\sqrt c$, as the gradients do.) The exchange rate is the square root.
 #
 # We follow $\Delta W$ in float64, for α × 3. Expect one curve that starts near zero and leaves it, two that are wrong
 # from the start or nearly right, and one that stays at the rounding.
@@ -266,12 +267,12 @@ print("A₀ scaled: the best losses of all α are within 0.01 bits:", np.ptp(bes
 display(Image("../figures/alpha_learning_rate.png", width=900))
 
 # %% exact
-show("alpha_learning_rate", "measured", "spread", "verdict")
+show("alpha_learning_rate", "paper", "measured", "spread", "verdict")
 
 # %% [markdown]
-# In practice: keep α and tune the learning rate, as the paper does. If you inherit a recipe with another α, start at its
-# learning rate times $\sqrt{\alpha_\mathrm{theirs}/\alpha_\mathrm{yours}}$: four times theirs if they had α = 128 and
-# you have 8.
+# In practice: keep α and tune the learning rate, as the paper does. If you inherit a recipe with another α, start at
+# its learning rate times $\sqrt{\alpha_\mathrm{theirs}/\alpha_\mathrm{yours}}$: four times theirs if they had α = 128
+# and you have 8.
 #
 # ## Move it yourself
 #
