@@ -53,6 +53,16 @@ def test_the_two_by_two_example():
         assert number in README
 
 
+def test_the_korean_readme_has_the_same_code_and_its_links_lead_somewhere():
+    korean = (ROOT / "README.ko.md").read_text(encoding="utf-8")
+    fences = r"```\w+\n.*?```"
+    assert re.findall(fences, korean, flags=re.DOTALL) == re.findall(fences, README, flags=re.DOTALL)
+    for target in re.findall(r"\]\(((?!http)[^)#]+)", korean):
+        assert (ROOT / target).exists(), target
+    for number in ("(5.5, 11)", "(-0.5, 0)", "L = 0.125"):
+        assert number in korean
+
+
 def test_ci_runs_the_readmes_test_command():
     test_command = next(line for block in blocks("sh") for line in block.splitlines() if "pytest" in line)
     assert test_command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
