@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from .autograd import Tensor, no_grad
+from .autograd import Scatter, Tensor, no_grad
 from .backend import asarray, xp
 from .gpt import GPT, Attention, Past
 from .nn import LayerNorm, Linear, Module, Parameter
@@ -176,7 +176,8 @@ class RandomSubspace(Adam):
         self.targets = params
         self.starts = [p.data.copy() for p in params]
         rng = np.random.default_rng(seed)
-        self.columns = [asarray(rng.integers(0, n, p.size)) for p in params]
+        columns = [rng.integers(0, n, p.size) for p in params]
+        self.columns, self.sums = [asarray(c) for c in columns], [Scatter(c, n) for c in columns]
         self.signs = [asarray(rng.choice([-1.0, 1.0], p.size), dtype=p.dtype) for p in params]
         self.z = Parameter(xp.zeros(n, dtype=params[0].dtype))
         super().__init__([self.z], lr)
@@ -186,12 +187,11 @@ class RandomSubspace(Adam):
             p.grad = None
 
     def step(self) -> None:
-        n = self.z.size
-        gradient = xp.zeros(n)
-        for p, column, sign in zip(self.targets, self.columns, self.signs, strict=True):
+        gradient = xp.zeros_like(self.z.data)
+        for p, add_up, sign in zip(self.targets, self.sums, self.signs, strict=True):
             if p.grad is not None:  # ∂L/∂z = Pᵀ ∂L/∂θ
-                gradient += xp.bincount(column, weights=p.grad.reshape(-1) * sign, minlength=n)
-        self.z.grad = gradient.astype(self.z.dtype)
+                gradient += add_up(p.grad.reshape(-1) * sign)
+        self.z.grad = gradient
         super().step()
         for p, start, column, sign in zip(self.targets, self.starts, self.columns, self.signs, strict=True):
             p.data = start + (self.z.data[column] * sign).reshape(start.shape)
