@@ -8,6 +8,7 @@ moved with `asarray`, so both libraries start from the same numbers.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from typing import Any
@@ -19,14 +20,14 @@ class _ArrayLibrary:
     """`xp.exp` is `numpy.exp`, or `cupy.exp` once the backend is switched."""
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(_current.library, name)
+        value = getattr(_library(), name)
         self.__dict__[name] = value  # the next look-up costs nothing
         return value
 
 
 class _Current:
-    library: Any = np
-    name: str = "numpy"
+    library: Any = None  # not chosen yet
+    name: str = "none"
 
 
 _current = _Current()
@@ -36,6 +37,7 @@ xp: Any = _ArrayLibrary()
 def use_backend(name: str) -> None:
     """Choose the array library, `"numpy"` or `"cupy"`, once, before any tensor is made.
 
+    Where nothing is chosen, the first array asks the variable MINILORA_BACKEND, and NumPy computes without it.
     Raises `ValueError` where the name is unknown, CuPy is not installed or no GPU answers.
     """
     if name == "numpy":
@@ -46,17 +48,37 @@ def use_backend(name: str) -> None:
         raise ValueError(f'The backend must be "numpy" or "cupy", not {name!r}.')
 
 
-def use_array_library(library: Any, name: str) -> None:
-    """Compute with any module that speaks NumPy's names; tests use it to put a stricter one in."""
+def use_array_library(library: Any, name: str) -> Any:
+    """Compute with any module that speaks NumPy's names; returns the one before. Tests put a stricter one in."""
+    before = _current.library
     _current.library, _current.name = library, name
     xp.__dict__.clear()
     _pool.blocks.clear()
     _pool.last_use.clear()
+    return before
+
+
+def _library() -> Any:
+    if _current.library is None:
+        use_backend(os.environ.get("MINILORA_BACKEND") or "numpy")
+    return _current.library
 
 
 def backend_name() -> str:
     """The name of the array library in use."""
+    _library()
     return _current.name
+
+
+def device_count() -> int:
+    """How many GPUs CuPy sees; 1 for NumPy, whose device is the machine."""
+    return _library().cuda.runtime.getDeviceCount() if backend_name() == "cupy" else 1
+
+
+def use_device(number: int) -> None:
+    """Let this thread compute on one of several GPUs; numbers beyond the last begin again at the first."""
+    if backend_name() == "cupy":
+        _library().cuda.Device(number % device_count()).use()
 
 
 def _cupy() -> Any:
@@ -64,8 +86,8 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ValueError(
-            "The cupy backend needs CuPy, which is not installed: "
-            "install cupy-cuda12x or cupy-cuda13x to match your CUDA driver."
+            "The cupy backend needs CuPy, which is not installed: pip install cupy-cuda13x, "
+            "or cupy-cuda12x for an older driver, on a machine with an NVIDIA GPU."
         ) from error
     try:
         if not cupy.cuda.is_available():
@@ -77,6 +99,12 @@ def _cupy() -> Any:
             'run on a machine that has one, or use the "numpy" backend.'
         ) from error
     return cupy
+
+
+def synchronize() -> None:
+    """Wait until a GPU has done what it was told: for measuring time."""
+    if backend_name() == "cupy":
+        _library().cuda.get_current_stream().synchronize()
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -152,7 +180,7 @@ _pool = _Pool()
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     """An uninitialised array, in a block used before where one of that size is free."""
-    if _current.library is not np:
+    if _library() is not np:
         return xp.empty(shape, dtype=dtype)
     dtype = np.dtype(dtype)
     size = dtype.itemsize
@@ -191,7 +219,7 @@ def matmul(a: Any, b: Any) -> Any:
     (M, k), n = a.shape, b.shape[1]
     out = empty((M, n), a.dtype if a.dtype == b.dtype else xp.result_type(a, b))
     rows = _power_of_two(_SMALL_PRODUCT // max(1, k * n))  # of one small product
-    if rows < 8 or M < _FEW_ROWS or _current.library is not np or not a.flags.c_contiguous:
+    if rows < 8 or M < _FEW_ROWS or _library() is not np or not a.flags.c_contiguous:
         return xp.matmul(a, b, out=out)
     right = empty(b.shape, b.dtype)
     right[...] = b
@@ -214,7 +242,7 @@ def matmul_over_rows(a: Any, b: Any) -> Any:
     (M, n), k = a.shape, b.shape[1]
     out = empty((n, k), xp.result_type(a, b))
     height, width = math.gcd(n, _HEIGHT), math.gcd(k, _WIDTH)
-    if M < 2 * _DEPTH or n * k > _LARGE or min(height, width) < 32 or not _SMALL_PRODUCT or _current.library is not np:
+    if M < 2 * _DEPTH or n * k > _LARGE or min(height, width) < 32 or not _SMALL_PRODUCT or _library() is not np:
         return xp.matmul(a.T, b, out=out)
     whole = M - M % _DEPTH
     left = a[:whole].reshape(-1, _DEPTH, n // height, 1, height).transpose(0, 2, 3, 4, 1)

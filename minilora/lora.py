@@ -248,7 +248,7 @@ def merge_lora(model: Module) -> None:
         raise ValueError("This model is merged already.")
     merged = {name: layer.weight.data + layer.delta_weight() for name, layer in layers.items()}
     for name, weight in merged.items():
-        if not bool(xp.isfinite(weight).all()):
+        if not xp.isfinite(weight).all().item():
             raise ValueError(f"Nothing was merged: ΔW of {name} is not finite, so its training diverged.")
     for name, layer in layers.items():
         layer.merged_weight = Tensor(merged[name])

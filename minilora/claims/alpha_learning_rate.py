@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
+from ..backend import to_numpy
 from ..data import seeded
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers
@@ -90,7 +91,7 @@ def trained_delta(kind: str, s: float, multiples: tuple[float, ...] | None) -> n
         optimizer.zero_grad()
         F.cross_entropy(model(ids), targets).backward()
         optimizer.step()
-    return np.concatenate([layer.delta_weight().ravel() for layer in layers])
+    return np.concatenate([to_numpy(layer.delta_weight()).ravel() for layer in layers])
 
 
 def _identities() -> Result:

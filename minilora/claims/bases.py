@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..backend import backend_name
 from ..data import PRINTABLE, Batch, english_text, fixed, python_source, seeded, split, windows
 from ..gpt import GPT, GPTConfig
 from ..interop.store import cached_model
@@ -35,10 +36,15 @@ _WORLDS: dict[str, Configuration] = {
 
 def base_configuration(world: str, seed: int) -> Configuration:
     """Everything that decides the weights of the base `seed` of the world "strings" or "text"."""
-    configuration = {"world": world, "seed": seed, "minilora": __version__, **_WORLDS[world]}
+    configuration = {"world": world, "seed": seed, "minilora": __version__, **computed_by(), **_WORLDS[world]}
     if world == "text":
         configuration["text"] = text_digest("english")
     return configuration
+
+
+def computed_by() -> Configuration:
+    """The array library, where it is not NumPy: another one rounds otherwise, so what it made is kept apart."""
+    return {} if backend_name() == "numpy" else {"backend": backend_name()}
 
 
 @lru_cache
@@ -131,6 +137,7 @@ def adapt(
 
     `after(steps_done)` follows each step.
     """
-    callback = None if after is None else lambda done, loss: after(done)
+    callback, log_every = (None, None) if after is None else (lambda done, loss: after(done), 1)
     losses = batch_loss(model, seeded(draw, 10_000 + seed))
-    return train(model, optimizer, losses, steps, schedule=schedule, callback=callback)["loss"]
+    history = train(model, optimizer, losses, steps, schedule=schedule, callback=callback, log_every=log_every)
+    return history["loss"]

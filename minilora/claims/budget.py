@@ -9,7 +9,6 @@ which the backward functions on the tape still hold.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import Array, Node, Tensor
+from ..backend import xp
 from ..budget import PRESETS, Budget, full_budget, lora_budget, readable
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import save_checkpoint
@@ -37,6 +37,7 @@ from .claim import (
     Result,
     Runs,
     Settings,
+    repeats_for,
     seconds_of,
     select,
 )
@@ -131,7 +132,7 @@ def _held(node: Node) -> Iterator[Array]:
     stack = [cell.cell_contents for cell in getattr(node.backward, "__closure__", None) or ()]
     while stack:
         value = stack.pop()
-        if isinstance(value, np.ndarray):
+        if isinstance(value, xp.ndarray):
             yield value
         elif isinstance(value, Tensor):
             yield value.data
@@ -141,7 +142,7 @@ def _held(node: Node) -> Iterator[Array]:
 
 def _block(array: Array) -> Array:
     """The array whose memory a view looks at."""
-    while isinstance(array.base, np.ndarray):
+    while isinstance(array.base, xp.ndarray):
         array = array.base
     return array
 
@@ -151,15 +152,13 @@ def _block(array: Array) -> Array:
 
 def _milliseconds(configuration: Configuration, ids: np.ndarray, targets: np.ndarray) -> Result:
     steps = {method: _step(method, configuration, ids, targets) for method in ("full", "lora")}
-    repeats = max(1, round(0.03 / seconds_of(steps["full"])))  # 30 ms or more are well timed
+    repeats = repeats_for(steps["full"], 0.03)  # 30 ms or more are well timed
     times: dict[str, list[float]] = {method: [] for method in steps}
     for number in range(configuration["rounds"] + 1):
         for method in list(steps)[:: -1 if number % 2 else 1]:  # neither is always first
-            start = time.perf_counter()
-            for _ in range(repeats):
-                steps[method]()
+            took = seconds_of(steps[method], repeats)
             if number:  # the first warms up
-                times[method].append(1e3 * (time.perf_counter() - start) / repeats)
+                times[method].append(1e3 * took)
     return times
 
 

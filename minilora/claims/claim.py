@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..backend import synchronize
+
 HOLDS = "holds"
 FAILS = "does not hold at this scale"
 NOISE = "within noise"
@@ -71,12 +73,20 @@ class Claim:
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    """How long a call takes, once it is warm: to choose how often to repeat it."""
-    call()
+def seconds_of(call: Callable[[], Any], repeats: int = 1) -> float:
+    """How long a call takes; a GPU has finished it then, and not merely been told."""
+    synchronize()
     start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def repeats_for(call: Callable[[], Any], seconds: float) -> int:
+    """How often a call fits into that time, once it is warm; at least once."""
     call()
-    return time.perf_counter() - start
+    return max(1, round(seconds / seconds_of(call)))
 
 
 # ---- rules -------------------------------------------------------------------------------------------

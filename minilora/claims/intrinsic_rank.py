@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis import spectrum, truncate
+from ..backend import asarray
 from ..nn import Linear
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import adaptation, held_out, learn, quality
@@ -64,7 +65,7 @@ def run(configuration: Configuration) -> Result:
     result: Result = {"before": examine(base), "cut": []}
     for k in CUTS:
         for n in names:
-            modules[n].weight.data[...] = starts[n].weight.data + truncate(changes[n], k)  # type: ignore[attr-defined]
+            modules[n].weight.data[...] = starts[n].weight.data + asarray(truncate(changes[n], k))  # type: ignore[attr-defined]
         result["cut"].append(examine(model))
     energy = [spectrum(change) ** 2 for change in changes.values()]
     result["energy"] = np.mean([np.cumsum(e) / e.sum() for e in energy], axis=0).tolist()

@@ -7,7 +7,7 @@ prefixes take positions of the context, so that less of a long text is read.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from .claim import (
     Settings,
     deviation,
     mean,
+    repeats_for,
     seconds_of,
     select,
 )
@@ -87,16 +88,13 @@ def run(configuration: Configuration) -> Result:
     times: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
     with no_grad():
-        repeats = max(1, round(0.004 / seconds_of(lambda: models["base"].eval()(ids))))  # 4 ms or more are well timed
+        repeats = repeats_for(lambda: models["base"].eval()(ids), 0.004)  # 4 ms or more are well timed
         for number in range(configuration["rounds"] + 2):
             order = names[number % len(names) :] + names[: number % len(names)]  # nobody is always first
             for name in order:
-                m = models[name].eval()
-                start = time.perf_counter()
-                for _ in range(repeats):
-                    m(ids)
-                if number >= 2:
-                    times[name].append(1e3 * (time.perf_counter() - start) / repeats)
+                took = seconds_of(partial(models[name].eval(), ids), repeats)
+                if number >= 2:  # the first two warm up
+                    times[name].append(1e3 * took)
     return {"milliseconds": times}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import to_numpy
 from ..data import fixed
 from ..optim import Adam, linear_schedule
 from ..tasks import PRETRAINING, planted
@@ -80,7 +81,7 @@ def _planted(seed: int, r: int | str) -> Result:
     else:
         steps = 2000
         layer = fit(W0, x, y, int(r), lambda p: Adam(p, 0.02), steps, seed, linear_schedule(steps))
-        delta = layer.delta_weight()
+        delta = to_numpy(layer.delta_weight())
     return {"excess": float(((delta - change) ** 2).sum())}
 
 

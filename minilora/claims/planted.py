@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Tensor
+from ..backend import asarray
 from ..lora import LoRAConfig, LoRALinear, add_lora, lora_layers
 from ..nn import Linear, Module, Parameter
 from ..optim import Optimizer, Schedule
@@ -19,7 +20,7 @@ class Student(Module):
     def __init__(self, weight: np.ndarray) -> None:
         out_features, in_features = weight.shape
         self.layer = Linear(in_features, out_features, bias=False, dtype="float64")
-        self.layer.weight.data[...] = weight
+        self.layer.weight.data[...] = asarray(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)

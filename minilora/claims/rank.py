@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import to_numpy
 from ..optim import SGD
 from ..tasks import planted
 from .adaptation import STEPS, adaptation, quality
@@ -68,7 +69,8 @@ def run(configuration: Configuration) -> Result:
     seed, r = configuration["seed"], configuration["r"]
     W0, change = planted(D, SPECTRUM, np.random.default_rng(seed))
     white = np.eye(D)  # all inputs: the loss is ‖W₀ + ΔW - (W₀ + D)‖²
-    delta = fit(W0, white, (W0 + change).T, r, lambda p: SGD(p, 0.02), 3000, seed).delta_weight()
+    layer = fit(W0, white, (W0 + change).T, r, lambda p: SGD(p, 0.02), 3000, seed)
+    delta = to_numpy(layer.delta_weight())
     floor = float(sum(v**2 for v in SPECTRUM[r:]))
     return {"loss": float(((delta - change) ** 2).sum()), "floor": floor, "start": float((change**2).sum())}
 

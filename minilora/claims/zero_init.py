@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import functional as F
 from ..autograd import no_grad
+from ..backend import asarray, to_numpy
 from ..data import fixed
 from ..gpt import GPT
 from ..lora import LoRAConfig, add_lora, lora_layers, merge_lora
@@ -87,7 +88,7 @@ def _start(model: GPT, start: str, seed: int) -> Result:
         optimizer.zero_grad()
         F.cross_entropy(model(ids), targets).backward()
         return [
-            math.sqrt(sum(float((p.grad**2).sum()) for p in parameters[part::2] if p.grad is not None))
+            math.sqrt(sum(float((to_numpy(p.grad) ** 2).sum()) for p in parameters[part::2] if p.grad is not None))
             for part in (0, 1)
         ]
 
@@ -98,7 +99,7 @@ def _start(model: GPT, start: str, seed: int) -> Result:
     _set_start(model, start, seed)
     optimizer = Adam(parameters, LR)
     result["loss"] = adapt(model, optimizer, string_draw((TASK,), 32), STEPS, seed, linear_schedule(STEPS))
-    result["largest_parameter"] = float(max(np.abs(p.data).max() for p in parameters))
+    result["largest_parameter"] = float(max(np.abs(p.numpy()).max() for p in parameters))
     return result
 
 
@@ -108,7 +109,7 @@ def _set_start(model: GPT, start: str, seed: int) -> None:
         for name, parameter in (("A", layer.lora_A), ("B", layer.lora_B)):
             wide = rng.normal(0, 1 / np.sqrt(layer.weight.shape[1]), parameter.shape)
             gaussian = start == "both Gaussian" or f"{name} Gaussian" in start
-            parameter.data[...] = wide if gaussian else 0
+            parameter.data[...] = asarray(wide) if gaussian else 0
 
 
 def _double(model: GPT) -> GPT:
@@ -132,7 +133,7 @@ def _first_steps(model: GPT, seed: int) -> Result:
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model(ids), targets).backward()
-        gradients.append(weight.grad.copy())
+        gradients.append(to_numpy(weight.grad).copy())
         optimizer.step()
     full = weight.numpy() - start[f"{name}.weight"]
     model.load_state_dict(start)
@@ -142,7 +143,7 @@ def _first_steps(model: GPT, seed: int) -> Result:
     A0, s = layer.lora_A.numpy(), layer.scaling
     F.cross_entropy(model(ids), targets).backward()
     SGD(parameters, eta).step()
-    first = layer.delta_weight()
+    first = to_numpy(layer.delta_weight())
     return {
         "full_error": _relative(full, -eta * sum(gradients)),
         "lora_error": _relative(first, -eta * s**2 * gradients[0] @ A0.T @ A0),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..backend import backend_name
+from ..backend import backend_name, device_count, use_backend
 from ..budget import PRESETS
 from ..claims import CLAIMS
 from ..claims.bases import load_base, string_draw
@@ -33,6 +33,7 @@ from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, train
 from .budget import budget_text
+from .device_report import device_report
 from .reproduce import check_folder, reproduce, tune
 from .sweep import available_cores
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     tune_machine()
     try:
+        _choose_backend(options.backend)
         options.command(options)
     except ValueError as error:
         print(f"minilora {options.name}: {error}", file=sys.stderr)
@@ -55,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nminilora {options.name}: stopped.", file=sys.stderr)
         return 130
     return 0
+
+
+def _choose_backend(name: str | None) -> None:
+    """What --backend says, also for the processes that this one starts; else MINILORA_BACKEND decides."""
+    if name is not None:
+        os.environ["MINILORA_BACKEND"] = name
+        use_backend(name)
+    backend_name()  # a backend that is not there is refused before any work
 
 
 # ---- what can be said --------------------------------------------------------------------------------
@@ -76,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=run)
+        sub.add_argument("--backend", metavar="NAME", help='what computes: "numpy", or "cupy" on a GPU (numpy)')
         return sub
 
     sub = command(
@@ -91,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
     sub.add_argument("--out", type=Path, default=Path("figures"), help="folder for the report (figures)")
-    sub.add_argument("--workers", type=int, default=available_cores(), help="processes (one a core)")
+    sub.add_argument("--workers", type=int, help="processes (one a core; with cupy, one a GPU)")
     sub.add_argument(
         "--scheduler",
         metavar="ADDRESS",
@@ -173,7 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--time", type=int, default=None, help="positions of each (the whole context)")
     sub.add_argument("--paper", action="store_true", help="the paper's own figures, each beside its arithmetic")
 
-    command("info", _info, "Versions, BLAS and its threads, the backend, the cache.", "minilora info")
+    command(
+        "info",
+        _info,
+        "Versions, BLAS and its threads, the backend, the cache; with --backend cupy, a report on the GPU: gradients, "
+        "training against the CPU's, times.",
+        "minilora info --backend cupy",
+    )
     return parser
 
 
@@ -211,13 +228,16 @@ def _training_options(
 
 def _reproduce(options: Any) -> None:
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
+    workers = options.workers
+    if workers is None:
+        workers = available_cores() if backend_name() == "numpy" else device_count()
     start = time.perf_counter()
     how: dict[str, Any] = {"scheduler": options.scheduler, "fresh": options.fresh}
     if options.tune:
-        path = tune(options.workers, **how)
+        path = tune(workers, **how)
         print(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
-    rows = reproduce(options.claim, Settings(seeds, options.quick), options.out, options.workers, **how)
+    rows = reproduce(options.claim, Settings(seeds, options.quick), options.out, workers, **how)
     print(table(rows))
     print(f"\n{time.perf_counter() - start:.0f} s. Figures, claims.json and claims.md are in {options.out}.")
 
@@ -302,6 +322,9 @@ def _budget(options: Any) -> None:
 
 
 def _info(options: Any) -> None:
+    if options.backend not in (None, "numpy"):
+        print(device_report())
+        return
     folder = cache_folder()
     bases = list((folder / "bases").glob("*.npz")) if folder.exists() else []
     size = sum(path.stat().st_size for path in bases) / 1e6
@@ -415,7 +438,7 @@ def _train(
                 save_checkpoint(checkpoint, model, optimizer, done, frozen=False, notes={"run": _run(options)})
             rate = (done - start) * data.tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
-            bar.update()
+            bar.update(done - bar.n)
 
         try:
             train(
@@ -427,6 +450,7 @@ def _train(
                 schedule=schedule,
                 clip=clip,
                 callback=callback,
+                log_every=1 if backend_name() == "numpy" else min(CHECKPOINT_EVERY, 50),  # a fetch at every checkpoint
             )
         except KeyboardInterrupt:
             if checkpoint.exists():
@@ -436,7 +460,7 @@ def _train(
 
 def _run(options: Any) -> dict[str, Any]:
     """The options that decide what training computes."""
-    harmless = ("command", "out", "resume")
+    harmless = ("command", "out", "resume", "backend")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in harmless}
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
-from ..claims.bases import base_configuration, load_base, text_digest
+from ..claims.bases import base_configuration, computed_by, load_base, text_digest
 from ..claims.claim import Configuration, Result, Runs, Settings
 from ..claims.report import Row, make_row, write_report
 from ..interop.store import keep_result, kept_result, key
@@ -141,7 +141,13 @@ def _made_of(job: Job) -> dict[str, Any]:
     made_of = {"experiment": name, "version": experiment(name).version, "configuration": configuration}
     base = configuration.get("base")
     code = text_digest("code") if base and base[0] == "text" else None
-    return {**made_of, "minilora": __version__, "base": base and base_configuration(*base), "code": code}
+    return {
+        **made_of,
+        **computed_by(),
+        "minilora": __version__,
+        "base": base and base_configuration(*base),
+        "code": code,
+    }
 
 
 def job_name(job: Job) -> str:

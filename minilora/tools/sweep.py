@@ -22,6 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..backend import use_device
 from ..machine import THREAD_VARIABLES
 
 SCHEDULER_TIMEOUT = 5  # seconds
@@ -126,7 +127,7 @@ class _ProcessPool(Executor):
     """Processes behind one queue, each a pool of its own: `ProcessPoolExecutor` does not survive a worker's death."""
 
     def __init__(self, workers: int) -> None:
-        self._pools = [_one_process() for _ in range(workers)]
+        self._pools = [_one_process(place) for place in range(workers)]
         self._idle: SimpleQueue[int] = SimpleQueue()
         for place in range(workers):
             self._idle.put(place)
@@ -147,7 +148,7 @@ class _ProcessPool(Executor):
             return future.result()
         except BrokenExecutor:
             self._pools[place].shutdown()
-            self._pools[place] = _one_process()
+            self._pools[place] = _one_process(place)
             raise
         finally:
             self._idle.put(place)
@@ -167,13 +168,15 @@ class _ProcessPool(Executor):
             pool.shutdown(wait)
 
 
-def _one_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker)
+def _one_process(place: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(place,))
 
 
-def _start_worker() -> None:
-    """Ctrl-C reaches every process of a terminal; only the parent answers. A parent that is gone ends its workers."""
+def _start_worker(place: int) -> None:
+    """Ctrl-C reaches every process of a terminal; only the parent answers. A parent that is gone ends its workers.
+    Of several GPUs, each worker takes one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_device(place)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
