@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 
 import minilora as ml
 from minilora import functional as F
+from minilora.backend import asarray
 from minilora.interop.gpt2 import stored_tensors
 from minilora.lora import lora_layers
 
@@ -25,7 +26,7 @@ def randomize_lora(model, seed=1):
     """Give every B normal numbers, as if the adapter had been trained."""
     rng = np.random.default_rng(seed)
     for layer in lora_layers(model).values():
-        layer.lora_B.data[...] = rng.normal(0, 0.5, layer.lora_B.shape)
+        layer.lora_B.data[...] = asarray(rng.normal(0, 0.5, layer.lora_B.shape))
 
 
 def randomize(model, seed=3, std=0.3):
@@ -33,7 +34,7 @@ def randomize(model, seed=3, std=0.3):
     noise, parameters = np.random.default_rng(seed), []
     for name, p in model.named_parameters():
         if "lora_" in name:
-            p.data[...] = noise.normal(0, std, p.shape)
+            p.data[...] = asarray(noise.normal(0, std, p.shape))
             parameters.append(p)
     return parameters
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import minilora as ml
 from minilora import functional as F
 from minilora.autograd import record
+from minilora.backend import asarray, to_numpy, xp
 
 
 def leaf(array):
@@ -90,11 +91,11 @@ def test_no_two_leaves_ever_share_a_gradient(data):
         tensors.append(step(a, b))
     sum((t.sum() for t in tensors), ml.Tensor(0.0)).backward()
     for i, x in enumerate(leaves):
-        assert x.grad.shape == x.shape and x.grad.flags.writeable
+        assert x.grad.shape == x.shape
         for y in leaves[:i]:
-            assert not np.shares_memory(x.grad, y.grad)
+            assert not xp.may_share_memory(x.grad, y.grad)
         for y in leaves:
-            assert not np.shares_memory(x.grad, y.data)
+            assert not xp.may_share_memory(x.grad, y.data)
 
 
 @pytest.mark.parametrize("view", [lambda d: d, lambda d: d[:], lambda d: d.reshape(3, 1).reshape(3)])
@@ -113,7 +114,7 @@ def test_one_new_array_returned_for_two_parents_corrupts_nothing(view):
     assert x.grad.tolist() == [112.0] * 3 and y.grad.tolist() == [2.0] * 3
     x.grad = y.grad = None
     add(x, y).sum().backward()
-    assert not np.shares_memory(x.grad, y.grad)
+    assert not xp.may_share_memory(x.grad, y.grad)
     (x * 1).sum().backward()
     assert x.grad.tolist() == [3.0] * 3 and y.grad.tolist() == [2.0] * 3
     middle = add(x * 1, y * 1)
@@ -149,7 +150,7 @@ def test_the_gradient_of_a_leaf_is_its_own_even_where_it_is_the_loss():
     x = leaf(2.0)
     x.backward()
     x.backward()
-    assert x.grad == 2 and x.grad.shape == ()
+    assert x.grad.item() == 2 and x.grad.shape == ()
 
 
 def test_long_graphs_come_and_go_without_recursion():
@@ -172,9 +173,9 @@ def test_a_retained_graph_can_be_walked_a_third_time_and_then_no_more():
     loss.backward(retain_graph=True)
     once = x.grad.copy()
     loss.backward(retain_graph=True)
-    np.testing.assert_array_equal(x.grad, once + once)
+    np.testing.assert_array_equal(to_numpy(x.grad), to_numpy(once + once))
     loss.backward()
-    np.testing.assert_array_equal(x.grad, once + once + once)
+    np.testing.assert_array_equal(to_numpy(x.grad), to_numpy(once + once + once))
     with pytest.raises(ValueError, match=r"already walked.*retain_graph=True"):
         loss.backward()
 
@@ -187,7 +188,7 @@ def test_walking_a_part_that_was_walked_before_changes_nothing():
     before = x.grad.copy()
     with pytest.raises(ValueError, match="already walked"):
         (shared * y).sum().backward()
-    assert y.grad is None and x.grad == before
+    assert y.grad is None and x.grad.tolist() == before.tolist()
 
 
 def test_a_failure_deep_in_the_walk_leaves_gradients_that_were_there():
@@ -226,9 +227,9 @@ def test_data_written_in_place_counts_at_the_next_forward_and_numpy_stays():
     x = leaf([1.0, 2.0])
     handed_out = x.numpy()
     x.data[0] = 5
-    x.data = np.array([7.0, 8.0])
+    x.data = asarray([7.0, 8.0])
     assert handed_out.tolist() == [1.0, 2.0] and (x * 1).numpy().tolist() == [7.0, 8.0]
-    for wrong, error in ((np.ones(3), ValueError), (np.ones(2, np.float32), ValueError), (1.0, TypeError)):
+    for wrong, error in ((xp.ones(3), ValueError), (xp.ones(2, dtype=np.float32), ValueError), (1.0, TypeError)):
         with pytest.raises(error):
             x.data = wrong
     assert x.data.tolist() == [7.0, 8.0]

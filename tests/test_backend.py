@@ -1,4 +1,4 @@
-"""Choosing the array library, and the blocks of memory that are used again."""
+"""Choosing the array library; NumPy's products, and its blocks of memory that are used again."""
 
 import gc
 import sys
@@ -7,12 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ids, lora_gpt, loss, randomize_lora, snapshot, tiny_gpt
+from helpers import ids, lora_gpt, snapshot, tiny_gpt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import backend
+
+pytestmark = pytest.mark.numpy_only("it is about how NumPy computes")
 
 LARGE = (64, 256)  # float32: 64 KB, twice what the pool begins at
 
@@ -180,147 +182,14 @@ def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):
     assert trained() == expected
 
 
-# ---- another array library ---------------------------------------------------------------------------
-
-
-class Foreign:
-    """An array of another library: NumPy's inside, but nothing of NumPy may touch it from outside."""
-
-    __array_ufunc__ = None
-
-    def __init__(self, array):
-        self.inside = array
-
-    def __array__(self, *_, **__):
-        raise TypeError("np.asarray of an array that lives elsewhere")
-
-    def get(self):
-        return self.inside.copy()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):  # __array_interface__ would let NumPy in
-            raise AttributeError(name)
-        return inside_out(getattr(self.inside, name))
-
-    def __len__(self):
-        return len(self.inside)
-
-    def __bool__(self):
-        return bool(self.inside)
-
-    def __setitem__(self, index, value):
-        self.inside[unwrap(index)] = unwrap(value)
-
-
-def unwrap(value):
-    if isinstance(value, tuple | list):
-        return type(value)(map(unwrap, value))
-    return value.inside if isinstance(value, Foreign) else value
-
-
-def inside_out(value):
-    """A NumPy array or function as the foreign library's."""
-    if isinstance(value, np.ndarray):
-        return Foreign(value)
-    if not callable(value) or isinstance(value, type):
-        return value
-
-    def call(*args, **kwargs):
-        return inside_out(value(*map(unwrap, args), **{k: unwrap(v) for k, v in kwargs.items()}))
-
-    return call
-
-
-BINARY = ("add", "sub", "mul", "truediv", "pow", "matmul", "eq", "ne", "lt", "le", "gt", "ge", "and", "or")
-for name in [*BINARY, *("r" + n for n in BINARY[:6]), *("i" + n for n in BINARY[:4]), "neg", "invert", "getitem"]:
-    method = f"__{name}__"
-    setattr(Foreign, method, lambda self, *other, m=method: inside_out(getattr(self.inside, m)(*map(unwrap, other))))
-
-
-class Library:
-    """NumPy under another name, whose arrays are `Foreign`."""
-
-    ndarray = Foreign
-
-    def __getattr__(self, name):
-        value = getattr(np, name)
-        if isinstance(value, np.ufunc):  # add.reduceat
-            return _Ufunc(value)
-        return inside_out(value)
-
-
-class _Ufunc:
-    def __init__(self, ufunc):
-        self.ufunc = ufunc
-
-    def __call__(self, *args, **kwargs):
-        return inside_out(self.ufunc)(*args, **kwargs)
-
-    def __getattr__(self, name):
-        return inside_out(getattr(self.ufunc, name))
-
-
-def one_of_everything():
-    """Forward, backward, Adam, clipping, merging, states and sampling; all results as bytes and numbers."""
-    model = lora_gpt(dropout=0.2)
-    optimizer = ml.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    value = loss(model)
-    value.backward()
-    gradients = [np.asarray(p.grad.get() if hasattr(p.grad, "get") else p.grad).tobytes() for p in optimizer.params]
-    norm = float(ml.clip_grad_norm(optimizer.params, 0.1))
-    optimizer.step()
-    after = snapshot(model)
-    with ml.no_grad():
-        unmerged = model.eval()(ids(model)).numpy().tobytes()
-        ml.merge_lora(model)
-        merged = model(ids(model)).numpy().tobytes()
-        ml.unmerge_lora(model)
-    model.load_state_dict(model.state_dict())
-    optimizer.load_state_dict(optimizer.state_dict())
-    sampled = ml.generate(model, [1, 2], 8, seed=3).tolist()
-    evaluated = ml.evaluate(model, [(ids(model), ids(model, seed=1))])
-    return value.item(), gradients, norm, after, unmerged, merged, sampled, evaluated
-
-
-def test_the_whole_library_computes_with_another_array_library(restore_backend):
-    expected = one_of_everything()
-    backend.use_array_library(Library(), "stand-in")
-    assert backend.backend_name() == "stand-in"
-    model = tiny_gpt()
-    assert isinstance(model.lm_head.weight.data, Foreign)
-    with pytest.raises(TypeError, match="lives elsewhere"):
-        np.asarray(model.lm_head.weight.data)
-    assert one_of_everything() == expected
-
-
-def test_files_are_the_same_whatever_library_computes(restore_backend, tmp_path):
-    model = lora_gpt()
-    ml.save_checkpoint(tmp_path / "numpy.npz", model)
-    ml.save_adapter(model, tmp_path / "numpy")
-    backend.use_array_library(Library(), "stand-in")
-    ml.save_checkpoint(tmp_path / "other.npz", lora_gpt())
-    ml.save_adapter(lora_gpt(), tmp_path / "other")
-    assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
-    for file in (tmp_path / "numpy").iterdir():
-        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
-    again = lora_gpt(seed=4)
-    randomize_lora(again, seed=9)
-    ml.load_adapter(again, tmp_path / "numpy")
-    ml.load_checkpoint(tmp_path / "numpy.npz", again)
-    assert snapshot(again) == snapshot(lora_gpt())
-
-
-def test_gradients_are_checked_wherever_they_are_computed(restore_backend):
-    backend.use_array_library(Library(), "stand-in")
-    a, b = np.random.default_rng(0).normal(size=(2, 3, 3))
-    assert ml.gradcheck(lambda a, b: (a @ b).max() + ml.functional.gelu(a)[0].sum(), a, b)
+# ---- choosing the library --------------------------------------------------------------------------
 
 
 def test_a_backend_that_is_not_there_is_an_error_and_changes_nothing(monkeypatch):
     with pytest.raises(ValueError, match='must be "numpy" or "cupy", not \'jax\''):
         ml.use_backend("jax")
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(ValueError, match=r"needs CuPy, which is not installed: install cupy"):
+    with pytest.raises(ValueError, match=r"needs CuPy, which is not installed: pip install cupy"):
         ml.use_backend("cupy")
     silent = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))
     monkeypatch.setitem(sys.modules, "cupy", silent)

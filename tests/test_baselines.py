@@ -6,6 +6,7 @@ from helpers import ids, loss, tiny_gpt
 
 import minilora as ml
 from minilora import functional as F
+from minilora.backend import asarray, to_numpy
 from minilora.baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 
 L, D, P, M = 2, 8, 3, 2  # the tiny GPT's layers and width; a prefix and an adapter for it
@@ -46,10 +47,10 @@ def test_gradients_of_every_method(name):
     model = tiny_gpt(dtype="float64")
     noise = np.random.default_rng(5)
     for p in model.parameters():
-        p.data += noise.normal(0, 0.3, p.shape)
+        p.data += asarray(noise.normal(0, 0.3, p.shape))
     model, trainable = METHODS[name](model)
     for p in trainable:  # `up` starts as zero, which would hide the gradient of `down`
-        p.data += noise.normal(0, 0.3, p.shape)
+        p.data += asarray(noise.normal(0, 0.3, p.shape))
     tokens, targets = ids(model, T=3), ids(model, T=3, seed=1)
     assert ml.gradcheck(lambda *parameters: F.cross_entropy(model(tokens), targets), *trainable, tolerance=1e-6)
 
@@ -70,7 +71,7 @@ def test_only_what_is_returned_changes_in_training(name):
         optimizer.zero_grad()
         F.cross_entropy(model(ids(model, T=3)), ids(model, T=3, seed=1)).backward()
         optimizer.step()
-    changed = {key for key, p in model.named_parameters() if not np.array_equal(before[key], p.data)}
+    changed = {key for key, p in model.named_parameters() if not np.array_equal(before[key], p.numpy())}
     assert changed == {key for key, p in model.named_parameters() if any(p is t for t in trainable)}
 
 
@@ -79,7 +80,7 @@ def test_a_prefix_is_seen_by_every_token_and_is_not_one_of_them():
     for model, trainable in (METHODS["prefix"](tiny_gpt()), METHODS["prompt"](tiny_gpt())):
         before = model(tokens).numpy()
         assert before.shape == base(tokens).shape
-        trainable[0].data += np.arange(D, dtype=np.float32)
+        trainable[0].data += asarray(np.arange(D), np.float32)
         assert (np.abs(model(tokens).numpy() - before).max(axis=-1) > 0).all()
 
 
@@ -118,15 +119,17 @@ def test_a_random_subspace_moves_within_itself_by_adam_on_its_own_coordinates():
     theta = [p.numpy() for p in model.parameters()]
     optimizer = RandomSubspace(model.parameters(), n, lr=1e-2)
     P = np.zeros((sum(t.size for t in theta), n))
-    P[np.arange(len(P)), np.concatenate(optimizer.columns)] = np.concatenate(optimizer.signs)
+    P[np.arange(len(P)), np.concatenate([to_numpy(c) for c in optimizer.columns])] = np.concatenate(
+        [to_numpy(s) for s in optimizer.signs]
+    )
     z = ml.Tensor(np.zeros(n), requires_grad=True)
     adam = ml.Adam([z], 1e-2)
     for step in range(3):
         optimizer.zero_grad()
         loss(model, step).backward()
-        z.grad = P.T @ np.concatenate([p.grad.ravel() for p in model.parameters()])
+        z.grad = asarray(P.T @ np.concatenate([to_numpy(p.grad).ravel() for p in model.parameters()]))
         optimizer.step()
         adam.step()
-        moved = np.concatenate([(p.data - t).ravel() for p, t in zip(model.parameters(), theta, strict=True)])
-        np.testing.assert_allclose(moved, P @ z.data, atol=1e-12)
+        moved = np.concatenate([(p.numpy() - t).ravel() for p, t in zip(model.parameters(), theta, strict=True)])
+        np.testing.assert_allclose(moved, P @ z.numpy(), atol=1e-12)
     assert 0 < np.abs(moved).max()

@@ -42,6 +42,7 @@ def test_the_exponent_of_a_power_law_is_found():
     assert scaling.exponent((1, 2, 4, 8), [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
 
 
+@pytest.mark.numpy_only("it counts NumPy's own products")
 @pytest.mark.parametrize("method", scaling.METHODS)
 def test_counted_multiplications_are_those_of_a_step(method, monkeypatch):
     """Every product of a step, counted where NumPy makes it."""

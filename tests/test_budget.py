@@ -21,6 +21,7 @@ from minilora.nn import Linear
 from minilora.tools.budget import budget_text
 
 TINY = PRESETS["tiny"]
+IN_BLOCKS = pytest.mark.numpy_only("it counts blocks of NumPy's memory")
 TARGET_SETS = [*((name,) for name in ALL_TARGETS), ("q_proj", "v_proj"), ("o_proj", "fc_out"), ALL_TARGETS]
 FIGURES = {(f.where, f.what, f.setting, f.printed): f for f in paper.paper_figures()}
 
@@ -98,6 +99,7 @@ def test_a_budget_is_what_a_step_holds(tmp_path):
             assert expected.checkpoint == expected.gradients
 
 
+@IN_BLOCKS
 @pytest.mark.parametrize("targets", [None, *TARGET_SETS], ids=str)
 @pytest.mark.parametrize("time", [20, 40])
 def test_activations_are_what_the_tape_holds(targets, time):
@@ -109,6 +111,7 @@ def test_activations_are_what_the_tape_holds(targets, time):
     assert 4 * budget.activation_count(TINY, 4, time, 4, targets) == pytest.approx(held, rel=claim.ACTIVATIONS_WITHIN)
 
 
+@IN_BLOCKS
 def test_what_the_tape_holds_is_counted_once_and_without_the_parameters():
     model = Linear(50, 1, bias=False)
     weight, x = model.weight, ml.Tensor(np.ones((2, 50), np.float32))
@@ -323,6 +326,7 @@ def test_the_row_counts_the_outcomes_and_names_what_differs():
     assert "GPT-2 M LoRA 0.35M" in text and "GPT-3 PreLayer 5.1M, 10.1M, 20.2M, 44.1M, 76.1M" in text
 
 
+@IN_BLOCKS
 def test_a_small_run_of_the_claim_measures_what_the_formulas_say_and_is_drawn(tmp_path):
     runs = [({"measure": "bytes", "batch": 4, "time": 20}, claim.run({"measure": "bytes", "batch": 4, "time": 20}))]
     assert claim.misses(runs) == []

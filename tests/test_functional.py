@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import functional as F
+from minilora.backend import to_numpy
 
 X = np.random.default_rng(0).normal(size=(3, 4, 5))
 
@@ -92,7 +93,7 @@ def test_logits_of_any_size_give_finite_numbers():
     assert np.isfinite(F.log_softmax(x).numpy()).all()
     assert F.cross_entropy(x, [1, 0]).item() == pytest.approx((2e4 + np.log(3)) / 2)
     (F.cross_entropy(x, [1, 0]) + F.log_softmax(x).mean()).backward()
-    assert np.isfinite(x.grad).all()
+    assert np.isfinite(to_numpy(x.grad)).all()
     for name in ("gelu", "tanh"):
         large = getattr(F, name)(ml.Tensor(np.array([-1e4, 1e4], np.float32))).numpy()
         np.testing.assert_array_equal(large, [0, 1e4] if name == "gelu" else [-1, 1])

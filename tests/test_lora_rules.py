@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import functional as F
+from minilora.backend import to_numpy
 from minilora.lora import lora_layers
 
 
@@ -52,14 +53,14 @@ def test_unloading_gives_the_merged_logits_exactly_and_a_plain_model_that_trains
     if not merge_first:
         ml.unmerge_lora(model)
     expected = {
-        name: layer.weight.data + layer.scaling * (layer.lora_B.data @ layer.lora_A.data)
+        name: to_numpy(layer.weight.data + layer.scaling * (layer.lora_B.data @ layer.lora_A.data))
         for name, layer in lora_layers(model).items()
     }
     ml.merge_and_unload(model)
     assert np.array_equal(logits(model), merged)
     assert [name for name, _ in model.named_parameters()] == names
     for name, weight in expected.items():
-        assert np.array_equal(dict(model.named_parameters())[f"{name}.weight"].data, weight)
+        assert np.array_equal(dict(model.named_parameters())[f"{name}.weight"].numpy(), weight)
     loss(model).backward()
     assert all(p.requires_grad and p.grad is not None for p in model.parameters())
     ml.add_lora(model, ml.LoRAConfig(2))  # and can be adapted again
@@ -71,7 +72,7 @@ def test_unloading_copies_and_leaves_no_weight_shared_with_the_base_it_came_from
     before = weight.numpy()
     ml.merge_and_unload(model)
     model.blocks[0].attn.q_proj.weight.data += 1
-    assert np.array_equal(weight.data, before)
+    assert np.array_equal(weight.numpy(), before)
 
 
 @pytest.mark.parametrize("take_off", [ml.remove_lora, ml.merge_and_unload])
@@ -104,7 +105,7 @@ def test_a_tied_head_can_be_adapted_and_merged_but_not_unloaded():
     assert snapshot(model) == before and lora_layers(model)
     ml.merge_lora(model)
     np.testing.assert_allclose(logits(model), adapted, rtol=1e-4, atol=1e-5)
-    assert np.array_equal(model.token_embedding.weight.data, base)  # what the embedding reads is not merged
+    assert np.array_equal(model.token_embedding.weight.numpy(), base)  # what the embedding reads is not merged
 
 
 def test_the_seed_decides_a_and_the_dropout():
@@ -135,15 +136,16 @@ def test_the_output_is_scaled_by_alpha_over_r(r, scaling, scale):
     model = lora_gpt(("q_proj",), r, 12, dtype="float64", scaling=scaling)
     layer = model.blocks[0].attn.q_proj
     x = np.random.default_rng(0).normal(size=(4, 8))
-    change = layer(ml.Tensor(x)).numpy() - (x @ layer.weight.data.T + layer.bias.data)
-    np.testing.assert_allclose(change, scale(r) * x @ layer.lora_A.data.T @ layer.lora_B.data.T, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(layer.delta_weight(), scale(r) * layer.lora_B.data @ layer.lora_A.data, rtol=1e-12)
+    change = layer(ml.Tensor(x)).numpy() - (x @ layer.weight.numpy().T + layer.bias.numpy())
+    A, B = layer.lora_A.numpy(), layer.lora_B.numpy()
+    np.testing.assert_allclose(change, scale(r) * x @ A.T @ B.T, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(to_numpy(layer.delta_weight()), scale(r) * B @ A, rtol=1e-12)
 
 
 def test_four_times_alpha_is_four_times_the_change_to_the_bit():
     """Powers of two are exact in floating point."""
     one, four = (lora_gpt(alpha=alpha).blocks[0].mlp.fc_in for alpha in (2, 8))
-    assert np.array_equal(four.delta_weight(), 4 * one.delta_weight())
+    assert np.array_equal(to_numpy(four.delta_weight()), 4 * to_numpy(one.delta_weight()))
 
 
 def test_after_one_step_a_moves_too_in_every_layer():
@@ -154,8 +156,8 @@ def test_after_one_step_a_moves_too_in_every_layer():
         model.zero_grad()
         loss(model, step).backward()
         for name, layer in lora_layers(model).items():
-            assert layer.lora_B.grad.any(), name
-            assert layer.lora_A.grad.any() == (step > 0), name
+            assert to_numpy(layer.lora_B.grad).any(), name
+            assert to_numpy(layer.lora_A.grad).any() == (step > 0), name
         frozen = [p for p in model.parameters() if not p.requires_grad]
         assert frozen and all(p.grad is None for p in frozen)
         optimizer.step()
@@ -165,7 +167,7 @@ def test_adapters_in_the_first_layer_alone_get_a_gradient_through_the_frozen_res
     model = lora_gpt(("blocks.0.attn.q_proj",))
     loss(model).backward()
     layer = model.blocks[0].attn.q_proj
-    assert layer.lora_A.grad.any() and layer.lora_B.grad.any()
+    assert to_numpy(layer.lora_A.grad).any() and to_numpy(layer.lora_B.grad).any()
 
 
 def test_training_changes_the_adapter_and_not_one_bit_of_the_base():
@@ -186,10 +188,12 @@ def test_dropout_touches_only_the_input_of_a_and_only_in_training(training):
     change = layer(ml.Tensor(x)).numpy() - F.linear(ml.Tensor(x), layer.weight, layer.bias).numpy()
     layer.adapter.rng.bit_generator.state = np.random.default_rng(4).bit_generator.state
     again = layer(ml.Tensor(x)).numpy()
-    keep = F.dropout_mask(x.shape, 0.5, np.random.default_rng(4), "float64") if training else np.ones_like(x)
-    expected = F.linear(ml.Tensor(x), layer.weight, layer.bias).numpy() + (x * keep) @ layer.delta_weight().T
+    mask = F.dropout_mask(x.shape, 0.5, np.random.default_rng(4), "float64")
+    keep = to_numpy(mask) if training else np.ones_like(x)
+    delta = to_numpy(layer.delta_weight())
+    expected = F.linear(ml.Tensor(x), layer.weight, layer.bias).numpy() + (x * keep) @ delta.T
     np.testing.assert_allclose(again, expected, atol=1e-12)
-    assert np.allclose(change, x @ layer.delta_weight().T) is not training
+    assert np.allclose(change, x @ delta.T) is not training
 
 
 def test_dropout_with_b_zero_is_a_no_op_and_has_no_effect_when_merged():
@@ -233,7 +237,7 @@ def test_the_adapter_of_a_merged_model_is_in_its_states_and_w0_as_it_was():
         assert before.keys() == after.keys() and all(np.array_equal(before[k], after[k]) for k in before)
     assert adapter.keys() == {name for name in state if "lora_" in name}
     adapter["blocks.0.attn.q_proj.lora_A"][...] = 7  # a copy
-    assert not (model.blocks[0].attn.q_proj.lora_A.data == 7).any()
+    assert not (model.blocks[0].attn.q_proj.lora_A.numpy() == 7).any()
 
 
 def test_a_merged_model_answers_in_training_mode_and_refuses_backward_and_loading():

@@ -16,6 +16,8 @@ sys.path.insert(0, str(NOTEBOOKS))
 
 from percent import agrees, parse, tolerance
 
+pytestmark = pytest.mark.numpy_only("notebooks compute in processes of their own")
+
 SOURCES = sorted((NOTEBOOKS / "source").glob("*.py"))
 README = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
 

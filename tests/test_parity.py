@@ -7,6 +7,7 @@ import pytest
 
 import minilora as ml
 from minilora import functional as F
+from minilora.backend import asarray, to_numpy
 from minilora.lora import lora_layers
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
@@ -48,13 +49,13 @@ def test_logits_loss_and_every_gradient(size):
     loss.backward()
     reference = loss_of(twin, ids, targets)
     reference.backward()
-    largest = max(np.abs(p.grad).max() for p in model.parameters())
+    largest = max(np.abs(to_numpy(p.grad)).max() for p in model.parameters())
     np.testing.assert_allclose(logits.numpy(), twin(torch.from_numpy(ids)).detach().numpy(), rtol=0, atol=1e-10)
     assert loss.item() == pytest.approx(reference.item(), abs=1e-12)
     gradients = {name: p.grad.numpy() for name, p in twin.named_parameters()}
     assert gradients.keys() == dict(model.named_parameters()).keys()
     for name, p in model.named_parameters():
-        np.testing.assert_allclose(p.grad, gradients[name], rtol=0, atol=1e-10 * largest, err_msg=name)
+        np.testing.assert_allclose(to_numpy(p.grad), gradients[name], rtol=0, atol=1e-10 * largest, err_msg=name)
 
 
 @pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)"])
@@ -67,11 +68,13 @@ def test_lora_gradients_are_pefts(scaling):
     reference = loss_of(twin, ids, targets)
     reference.backward()
     assert loss.item() == pytest.approx(reference.item(), abs=1e-12)
-    largest = max(np.abs(p.grad).max() for p in trainable)
+    largest = max(np.abs(to_numpy(p.grad)).max() for p in trainable)
     compared = 0
     for name, p in model.named_parameters():
         if "lora_" in name:
-            np.testing.assert_allclose(p.grad, own[name].grad.numpy(), rtol=0, atol=1e-10 * largest, err_msg=name)
+            np.testing.assert_allclose(
+                to_numpy(p.grad), own[name].grad.numpy(), rtol=0, atol=1e-10 * largest, err_msg=name
+            )
             compared += 1
     assert compared == len(trainable) == 8
 
@@ -91,7 +94,7 @@ def test_fifty_adam_steps_follow_peft():
     np.testing.assert_allclose(lora_steps(model, trainable, ids, targets), reference, rtol=0, atol=1e-8)
     for name, p in model.named_parameters():
         if "lora_" in name:
-            np.testing.assert_allclose(p.data, own[name].detach().numpy(), rtol=0, atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(p.numpy(), own[name].detach().numpy(), rtol=0, atol=1e-8, err_msg=name)
 
 
 def test_adamw_and_clipping_follow_pytorch(rng):
@@ -99,12 +102,12 @@ def test_adamw_and_clipping_follow_pytorch(rng):
     p, q = ml.nn.Parameter(start.copy()), torch.nn.Parameter(torch.from_numpy(start.copy()))
     ours, theirs = ml.AdamW([p], lr=0.1, weight_decay=0.3), torch.optim.AdamW([q], lr=0.1, weight_decay=0.3)
     for g in gradients:
-        p.grad, q.grad = g.copy(), torch.from_numpy(g.copy())
+        p.grad, q.grad = asarray(g.copy()), torch.from_numpy(g.copy())
         norm = ml.clip_grad_norm([p], 2.0)
-        assert float(norm) == pytest.approx(torch.nn.utils.clip_grad_norm_([q], 2.0).item(), rel=1e-12)
+        assert norm.item() == pytest.approx(torch.nn.utils.clip_grad_norm_([q], 2.0).item(), rel=1e-12)
         ours.step()
         theirs.step()
-    np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=0, atol=1e-6)  # PyTorch clips with + 1e-6
+    np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=1e-6)  # PyTorch clips with + 1e-6
 
 
 @pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)"])
@@ -141,7 +144,7 @@ def test_loralib_linear_agrees_on_forward_backward_and_merge(rng):
     model = One()
     ml.add_lora(model, ml.LoRAConfig(2, alpha=3, target_modules=("layer",)))
     layer = model.layer
-    layer.lora_B.data[...] = rng.normal(size=(4, 2))
+    layer.lora_B.data[...] = asarray(rng.normal(size=(4, 2)))
     theirs = loralib.Linear(5, 4, r=2, lora_alpha=3).double()
     with torch.no_grad():
         for p, q in (
@@ -157,8 +160,8 @@ def test_loralib_linear_agrees_on_forward_backward_and_merge(rng):
     np.testing.assert_allclose(y.numpy(), t.detach().numpy(), atol=1e-12)
     (y * weights).sum().backward()
     (t * torch.from_numpy(weights)).sum().backward()
-    np.testing.assert_allclose(layer.lora_A.grad, theirs.lora_A.grad.numpy(), atol=1e-12)
-    np.testing.assert_allclose(layer.lora_B.grad, theirs.lora_B.grad.numpy(), atol=1e-12)
+    np.testing.assert_allclose(to_numpy(layer.lora_A.grad), theirs.lora_A.grad.numpy(), atol=1e-12)
+    np.testing.assert_allclose(to_numpy(layer.lora_B.grad), theirs.lora_B.grad.numpy(), atol=1e-12)
     theirs.eval()  # merges, in loralib
     ml.merge_lora(model)
-    np.testing.assert_allclose(layer.merged_weight.data, theirs.weight.detach().numpy(), atol=1e-12)
+    np.testing.assert_allclose(layer.merged_weight.numpy(), theirs.weight.detach().numpy(), atol=1e-12)

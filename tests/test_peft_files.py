@@ -9,6 +9,7 @@ from helpers import ALL_TARGETS, ids, lora_gpt, randomize_lora, snapshot, tiny_g
 from safetensors.numpy import load_file, save_file
 
 import minilora as ml
+from minilora.backend import xp
 from minilora.interop.peft import CONFIG, WEIGHTS, AdapterError
 from minilora.lora import lora_layers
 
@@ -64,9 +65,9 @@ def test_the_weights_have_pefts_names_and_orientation(folder):
         for part in "AB"
     }
     layer = model.blocks[0].attn.q_proj
-    assert arrays[KEY].shape == (2, 8) and np.array_equal(arrays[KEY], layer.lora_A.data)
+    assert arrays[KEY].shape == (2, 8) and np.array_equal(arrays[KEY], layer.lora_A.numpy())
     B = arrays[KEY.replace("lora_A", "lora_B")]
-    assert B.shape == (8, 2) and np.array_equal(B, layer.lora_B.data) and B.dtype == np.float32
+    assert B.shape == (8, 2) and np.array_equal(B, layer.lora_B.numpy()) and B.dtype == np.float32
 
 
 def test_the_configuration_is_pefts_sorted_and_indented(folder):
@@ -112,8 +113,8 @@ def test_arrays_that_are_not_contiguous_round_trip(tmp_path):
     """safetensors alone would write the bytes of a transposed array in the wrong order."""
     model = trained()
     for layer in lora_layers(model).values():
-        layer.lora_A.data = np.ascontiguousarray(layer.lora_A.data.T).T
-        layer.lora_B.data = np.repeat(layer.lora_B.data, 2, axis=1)[:, ::2]
+        layer.lora_A.data = xp.ascontiguousarray(layer.lora_A.data.T).T
+        layer.lora_B.data = xp.repeat(layer.lora_B.data, 2, axis=1)[:, ::2]
         assert not layer.lora_A.data.flags.c_contiguous and not layer.lora_B.data.flags.c_contiguous
     ml.save_adapter(model, tmp_path)
     again = base()
@@ -171,7 +172,7 @@ def test_pefts_own_defaults_and_unused_fields_are_read(folder):
     tensors(folder, **{KEY: np.full((2, 8), 0.5, np.float32)})
     model = base()
     ml.load_adapter(model, folder)
-    assert (model.blocks[0].attn.q_proj.lora_A.data == 0.5).all()
+    assert (model.blocks[0].attn.q_proj.lora_A.numpy() == 0.5).all()
 
 
 def test_a_field_that_is_not_known_warns(folder):

@@ -3,6 +3,7 @@
 import numpy as np
 
 import minilora as ml
+from minilora.backend import asarray
 
 SIZES = {
     "small": ml.GPTConfig(vocab_size=11, context_length=8, d_model=16, n_layers=2, n_heads=4),
@@ -18,7 +19,7 @@ def model_and_batch(size):
     model = ml.GPT(config, seed=1, dtype="float64")
     rng = np.random.default_rng(2)
     for p in model.parameters():
-        p.data += rng.normal(0, 0.2, p.shape)
+        p.data += asarray(rng.normal(0, 0.2, p.shape))
     ids, targets = rng.integers(0, config.vocab_size, (2, 3, config.context_length))
     targets[0, :3] = -100
     return model, ids, targets
@@ -29,7 +30,7 @@ def random_adapter(model, scaling="alpha/r"):
     trainable = ml.add_lora(model, ml.LoRAConfig(R, ALPHA, scaling=scaling), seed=3)
     rng = np.random.default_rng(4)
     for p in trainable:
-        p.data[...] = rng.normal(0, 0.3, p.shape)
+        p.data[...] = asarray(rng.normal(0, 0.3, p.shape))
     return trainable
 
 

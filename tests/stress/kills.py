@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import adapter_state, optimizer_state, randomize_lora, tiny_gpt
 
 import minilora as ml
+from minilora.backend import asarray
 
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -32,7 +33,7 @@ def model_of(state):
 def optimizer_of(model, state):
     optimizer = ml.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1 + state)
     for number, array in enumerate(optimizer.state["m"]):
-        array[...] = np.random.default_rng([state, number]).random(array.shape)
+        array[...] = asarray(np.random.default_rng([state, number]).random(array.shape))
     return optimizer
 
 

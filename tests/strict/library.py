@@ -19,7 +19,7 @@ MANIFEST: dict[str, Any] = json.loads(Path(__file__).with_name("cupy_manifest.js
 
 FROM_HOST = ("array", "asarray", "ascontiguousarray", "asanyarray")  # explicit: these alone may read a host array
 HOST_ANSWERS = ("may_share_memory", "shares_memory", "can_cast", "issubdtype", "isscalar", "iscomplexobj", "isrealobj")
-WAITING = ("nonzero", "flatnonzero", "argwhere", "unique", "bincount", "extract", "repeat")  # their size is data
+WAITING = ("nonzero", "flatnonzero", "argwhere", "unique", "bincount", "extract")  # their size is data
 # What CuPy has, and the library must not use: draws belong to the CPU; these sums come in an order that varies.
 NOT_HERE = {
     "random": "random numbers are drawn by NumPy on the CPU, so that both libraries start from the same ones",
@@ -143,13 +143,15 @@ class StrictArray:
                 counts.waits += part._inside.dtype.kind == "b"
             elif not (part is None or part is Ellipsis or isinstance(part, (int, np.integer, slice))):
                 raise Unsafe(f"An index of type {type(part).__name__} is moved silently: use asarray(index).")
-            elif isinstance(part, slice) and any(isinstance(x, StrictArray) for x in (part.start, part.stop, part.step)):
+            elif isinstance(part, slice) and any(
+                isinstance(x, StrictArray) for x in (part.start, part.stop, part.step)
+            ):
                 raise Unsafe("A slice whose bounds live on the device makes the CPU wait.")
         return inside(index)
 
 
 def _operators() -> None:
-    both = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+    both = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
     names = [*both, *("r" + name for name in both), "eq", "ne", "lt", "le", "gt", "ge"]
 
     def binary(name: str) -> Callable:
@@ -281,7 +283,7 @@ def inside(value: Any) -> Any:
 
 def outside(value: Any) -> Any:
     """Device arrays in the place of NumPy's; also of 0-d results, which NumPy makes scalars."""
-    if isinstance(value, (np.ndarray, np.generic)) or isinstance(value, bool):
+    if isinstance(value, (np.ndarray, np.generic, bool)):
         return StrictArray(np.asarray(value))
     if isinstance(value, (tuple, list)) and any(isinstance(part, np.ndarray) for part in value):
         return type(value)(map(outside, value))

@@ -33,11 +33,7 @@ def parameters(thing: Callable) -> list[list[Any]] | None:
         found = inspect.signature(thing)
     except (ValueError, TypeError):
         return from_documentation((thing.__doc__ or "").strip())
-    return [
-        [p.name, p.kind.name, p.default is not p.empty]
-        for p in found.parameters.values()
-        if p.name != "self"
-    ]
+    return [[p.name, p.kind.name, p.default is not p.empty] for p in found.parameters.values() if p.name != "self"]
 
 
 def from_documentation(text: str) -> list[list[Any]] | None:
@@ -88,15 +84,14 @@ def manifest() -> dict[str, Any]:
         },
         "ufunc_method_signatures": {name: parameters(getattr(cupy.ufunc, name)) for name in UFUNC_METHODS},
         "constants": [
-            name
-            for name in public
-            if isinstance(getattr(cupy, name), (type, float, type(None))) and name != "ndarray"
+            name for name in public if isinstance(getattr(cupy, name), (type, float, type(None))) and name != "ndarray"
         ],
         "modules": {name: functions(getattr(cupy, name), getattr(np, name)) for name in MODULES},
         "ndarray": {
             "attributes": [name for name in of_array if name not in methods],
             "methods": {
-                "get": parameters(cupy.ndarray.get), **{name: parameters(getattr(cupy.ndarray, name)) for name in methods}
+                "get": parameters(cupy.ndarray.get),
+                **{name: parameters(getattr(cupy.ndarray, name)) for name in methods},
             },
         },
     }
