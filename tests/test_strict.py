@@ -218,9 +218,7 @@ def test_a_claim_finds_the_same_numbers_on_the_stand_in(name, tiny_bases, monkey
         world = configuration["base"][0]
         configuration = {**configuration, "steps": min(configuration["steps"], adaptation.STEPS[world])}
     experiment = claims.experiment(claims.experiment_of(claim, configuration))
-    monkeypatch.setattr(
-        backend, "_SMALL_PRODUCT", 0
-    )  # NumPy's products whole, as elsewhere: a cut one rounds otherwise
+    monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
     backend.use_backend("numpy")
     expected = experiment.run(configuration)
     for cached in (adaptation._held_out, adaptation._before):
@@ -240,7 +238,7 @@ def crossings(model, steps, log_every, targets=None):
     if targets is not None:
         fixed = [(read, np.where(targets, answers, -100)) for read, answers in fixed]
     losses = ml.batch_loss(model, lambda step: fixed[step])
-    counts.__init__()
+    counts.reset()
     ml.train(model, optimizer, losses, steps, clip=1.0, log_every=log_every, schedule=ml.linear_schedule(steps))
     return counts.to_device, counts.to_host, counts.waits
 

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _choose_backend(name: str | None) -> None:
     """What --backend says, also for the processes that this one starts; else MINILORA_BACKEND decides."""
     if name is not None:
-        os.environ["MINILORA_BACKEND"] = name
         use_backend(name)
+        os.environ["MINILORA_BACKEND"] = name
     backend_name()  # a backend that is not there is refused before any work
 
 

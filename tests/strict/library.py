@@ -36,6 +36,9 @@ class Counts:
     """How often something crossed between the CPU and the device, and how often the CPU waited."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.to_device = self.to_host = self.waits = 0
 
 
