@@ -1,13 +1,14 @@
 """Step times and peak memory of minilora beside PyTorch, torch.compile, PEFT, JAX and HIPS autograd.
 
-    python benchmarks/step_time.py [--rounds 7] [--out figures]
+    python benchmarks/step_time.py [--rounds 7] [--out figures]     # nine minutes
+    python benchmarks/step_time.py --redraw                         # the table and the figure anew, from step_time.json
 
 Each library runs in a process of its own (in one for all, what fresh memory costs one library hides behind the heap
 of another), and rounds alternate, so that a machine that slows down slows all alike. First with one thread each, pinned
 to one core; then with all cores. Beside them stand the bare matrix products of a full step, by NumPy into arrays made
 once. Medians and quartiles over rounds, each the median of its steps; ratios are of medians, their quartiles over
-rounds. Memory is the growth of a process's peak from after its imports over three steps. Writes step_time.md and
-step_time.png. Libraries that are not installed are left out, and named (extra `bench`). Nothing else should run
+rounds. Memory is the growth of a process's peak from after its imports over three steps. Writes step_time.json,
+with the time of every round, and from it step_time.md and step_time.png. Libraries that are not installed are left out, and named (extra `bench`). Nothing else should run
 meanwhile.
 """
 
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from libraries import MAKERS
 
@@ -64,22 +66,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds, after one of warm-up (7)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the table and the figure")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing; read what was measured last")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         serve(*options.worker[:2], int(options.worker[2]))
         return
+    measured = options.out / "step_time.json"
+    if not options.redraw:
+        options.out.mkdir(parents=True, exist_ok=True)
+        measured.write_text(json.dumps(run(options.rounds)) + "\n", encoding="utf-8")
+    found = json.loads(measured.read_text(encoding="utf-8"))
+    text = table(found)
+    print(text)
+    (options.out / "step_time.md").write_text(text, encoding="utf-8")
+    draw(options.out / "step_time.png", found["one"])
+
+
+def run(rounds: int) -> dict[str, Any]:
+    """What was measured, and on what."""
     about: dict[str, str] = {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    one = {name: measure(name, list(MAKERS), options.rounds, 1, about) for name in CONFIGURATIONS}
+    one = {name: measure(name, list(MAKERS), rounds, 1, about) for name in CONFIGURATIONS}
     together = [worker for pair in ALL_CORES for worker in pair]
-    everything = {name: measure(name, together, options.rounds, cores, {}) for name in CONFIGURATIONS}
+    everything = {name: measure(name, together, rounds, cores, {}) for name in CONFIGURATIONS}
     memory = {worker: peak for worker in dict.fromkeys(w for pair in MEMORY for w in pair) if (peak := peak_of(worker))}
-    text = table(one, everything, memory, about, cores)
-    print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "step_time.md").write_text(text, encoding="utf-8")
-    draw(options.out / "step_time.png", one)
+    return {
+        "processor": processor(), "cores": cores, "about": about, "one": one, "everything": everything, "memory": memory,
+    }  # fmt: skip
 
 
 # ---- rounds ------------------------------------------------------------------------------------------
@@ -204,8 +218,9 @@ def ratio(times: dict[str, list[float]], one: str, other: str) -> tuple[float, f
     return low, quartiles(times[one])[1] / quartiles(times[other])[1], high
 
 
-def table(one: Times, everything: Times, memory: dict[str, int], about: dict[str, str], cores: int) -> str:
-    lines = [f"# Step times\n\nMade by `python benchmarks/step_time.py` on {processor()}, {cores} cores.\n"]
+def table(found: dict[str, Any]) -> str:
+    one, everything, memory, about, cores = (found[n] for n in ("one", "everything", "memory", "about", "cores"))
+    lines = [f"# Step times\n\nMade by `python benchmarks/step_time.py` on {found['processor']}, {cores} cores.\n"]
     lines += [f"- {worker}: {what}" for worker, what in about.items()]
     lines += ["", "## One thread each, ms, median (quartiles)\n", *grid(one, list(MAKERS))]
     lines += ["", "## Ratios, one thread each; in brackets the bar, where one was set\n", *ratios(one, RATIOS)]
@@ -282,29 +297,27 @@ def draw(path: Path, times: Times) -> None:
     )
 
     def fill(figure) -> None:
-        for ax, (title, workers) in zip(figure.subplots(1, 3, width_ratios=(6, 2, 3)), groups.items(), strict=True):
+        for ax, (title, workers) in zip(figure.subplots(1, 3, width_ratios=(6, 3, 3)), groups.items(), strict=True):
             for number, worker in enumerate(workers):
+                own = worker.removesuffix(title.split()[0]).strip() or worker
                 for place, name in enumerate(times):
                     if found := ratio(times[name], worker, workers[0]):
                         low, middle, high = found
                         x = place + (number - (len(workers) - 1) / 2) * 0.8 / len(workers)
-                        label = (
-                            worker.removeprefix("minilora ").removesuffix(f" {title.split()[0]}")
-                            if place == 0
-                            else None
-                        )
-                        ax.bar(x, middle, 0.75 / len(workers), color=colors[worker], label=label)
-                        ax.vlines(
-                            x, low, high, color="black", linewidth=1
-                        )  # of rounds; may leave the ratio of medians out
+                        ax.bar(x, middle, 0.75 / len(workers), color=colors[worker], label=None if place else own)
+                        # of rounds: it may leave the ratio of medians out
+                        ax.vlines(x, low, high, color="black", linewidth=1)
             ax.axhline(1, color="black", linewidth=0.8)
-            ax.set_xticks(range(len(times)), [name.replace(" d", "\nd") for name in times], fontsize=8)
-            ax.set_title(f"{title}: time over minilora's")
+            ax.set_xticks(range(len(times)), [name.replace(" ", "\n", 3) for name in times], fontsize=8)
+            ax.set_title(title[0].upper() + title[1:])
             ax.grid(axis="x", visible=False)
             if title == "full step":
                 ax.set_yscale("log")
-                ax.set_yticks([0.5, 1, 2, 4], ["½", "1", "2", "4"])
-            ax.legend(fontsize=7)
+                ax.set_yticks([0.5, 1, 2, 4, 8], ["½", "1", "2", "4", "8"])
+                ax.minorticks_off()
+                ax.set_ylabel("time over minilora's (median, quartiles)")
+            ax.set_ylim(top=(12 if title == "full step" else 1.45))
+            ax.legend(fontsize=8, ncols=2, loc="upper left")
 
     save_figure(path, fill, 13, 4)
 

@@ -189,9 +189,10 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     """
     logits = as_tensor(logits)
     V = logits.shape[-1]
-    host = _integers(targets, "targets").reshape(-1)
-    if np.shape(targets) != logits.shape[:-1]:
-        raise ValueError(f"Targets of shape {np.shape(targets)} do not fit logits of shape {logits.shape}.")
+    host = _integers(targets, "targets")
+    if host.shape != logits.shape[:-1]:
+        raise ValueError(f"Targets of shape {host.shape} do not fit logits of shape {logits.shape}.")
+    host = host.reshape(-1)
     counted = host != ignore_index
     count = int(counted.sum())
     if count == 0:

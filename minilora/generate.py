@@ -22,7 +22,7 @@ def generate(
     last `context_length` tokens anew for each. The model is read in evaluation mode. Raises `ValueError` for settings
     out of range or an empty prompt.
     """
-    prompt = np.asarray(ids).ravel()
+    prompt = to_numpy(ids).ravel()
     if prompt.size == 0:
         raise ValueError("Generating needs a prompt of at least one token.")
     if prompt.dtype.kind not in "iu":

@@ -29,7 +29,7 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
     Raises `AssertionError` naming the input, the index, and both derivatives; `TypeError` for inputs
     that are not float64.
     """
-    tensors = [x if isinstance(x, Tensor) else Tensor(np.asarray(x), requires_grad=True) for x in inputs]
+    tensors = [x if isinstance(x, Tensor) else Tensor(to_numpy(x), requires_grad=True) for x in inputs]
     checked = [i for i, t in enumerate(tensors) if t.requires_grad]
     for i in checked:
         if tensors[i].dtype != np.float64:

@@ -103,11 +103,11 @@ class Module:
                 + "."
             )
         for name, parameter in own.items():
-            shape, kind = np.shape(state[name]), to_numpy(state[name]).dtype.kind
-            if shape != parameter.shape:
-                raise ValueError(f"{name} has shape {parameter.shape}; the weights given have {shape}.")
-            if kind != "f":
-                raise ValueError(f"{name} holds floats; the weights given are of kind {kind!r}.")
+            given = to_numpy(state[name])
+            if given.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {parameter.shape}; the weights given have {given.shape}.")
+            if given.dtype.kind != "f":
+                raise ValueError(f"{name} holds floats; the weights given are of kind {given.dtype.kind!r}.")
         for _, module in self.named_modules():
             module.check_loadable()
         arrays = {name: xp.array(asarray(state[name]), dtype=parameter.dtype) for name, parameter in own.items()}

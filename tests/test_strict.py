@@ -13,7 +13,7 @@ from strict.static import library_problems, problems
 
 import minilora as ml
 from minilora import backend, claims
-from minilora.backend import to_numpy
+from minilora.backend import asarray, to_numpy
 from minilora.claims import adaptation
 from minilora.claims.claim import Settings
 
@@ -191,7 +191,26 @@ def test_files_are_the_same_whatever_library_computes(tmp_path):
 
 def test_gradients_are_checked_wherever_they_are_computed(strict):
     a, b = np.random.default_rng(0).normal(size=(2, 3, 3))
-    assert ml.gradcheck(lambda a, b: (a @ b).max() + ml.functional.gelu(a)[0].sum(), a, b)
+    assert ml.gradcheck(lambda a, b: (a @ b).max() + ml.functional.gelu(a)[0].sum(), a, asarray(b))
+
+
+def test_what_is_read_on_the_cpu_may_come_from_the_device(strict):
+    """Ids, targets, prompts, indices and weights: fetched on purpose, and checked where they can be."""
+    model = tiny_gpt()
+    tokens, targets = batches(model)(0)
+    there = ml.functional.cross_entropy(model(asarray(tokens)), asarray(targets))
+    assert there.item() == loss(model).item()
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model(asarray(tokens + 7))
+    assert ml.generate(model, asarray([1, 2]), 4, seed=1).tolist() == ml.generate(model, [1, 2], 4, seed=1).tolist()
+    x = ml.Tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
+    x[asarray([2, 0, 2]), 1].sum().backward()
+    assert x.grad[:, 1].tolist() == [1, 0, 2]
+    with pytest.raises(IndexError, match="out of bounds"):
+        x[asarray([3])]
+    other = tiny_gpt(seed=1)
+    other.load_state_dict({name: p.data for name, p in model.named_parameters()})
+    assert snapshot(other) == snapshot(model)
 
 
 # One configuration of each kind, shrunk; what measures time is left out, since no two runs of it agree.
