@@ -63,7 +63,8 @@ def train(
         value = loss(step)
         with np.errstate(all="ignore"):  # of an infinite loss NumPy would warn here; the fetch says it better
             value.backward()
-        unread += [value.data, grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip)]
+        norm = grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip)
+        unread += [value.data.reshape(()), norm]
         del value
         done = step + 1
         fetch = done % log_every == 0 or done == steps

@@ -129,6 +129,12 @@ def test_training_learns_evaluates_and_reports(small, batch):
     assert model.training
 
 
+def test_a_loss_may_be_a_tensor_of_one_number_in_any_shape():
+    (p,) = parameters([2.0])
+    history = ml.train(ml.nn.Module(), ml.SGD([p], lr=0.25), lambda step: p * p, 3)
+    assert history["loss"] == [4.0, 1.0, 0.25] and p.numpy() == [0.25]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_training_stops_at_the_first_loss_that_is_not_finite(small, batch, bad):
     model = small()
