@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -67,11 +68,20 @@ def read_bytes(path: Path, error: type[ValueError]) -> bytes:
         raise error(f"{path} cannot be read: {problem.strerror or problem}.") from problem
 
 
+_DEEPEST = 100  # brackets within brackets, those in strings too: settings have a handful
+
+
 def parse_json(data: bytes, path: Path, error: type[ValueError]) -> dict[str, Any]:
     """The object in JSON that came from `path`. Raises `error` where it holds something else."""
     try:
-        value = json.loads(data.decode())
-    except (ValueError, RecursionError) as problem:  # the latter for a thousand brackets
+        text = data.decode()
+        depth = 0
+        for bracket in re.finditer(r"[][{}]", text):  # before parsing, whose memory grows with the depth
+            depth += 1 if bracket.group() in "[{" else -1
+            if depth > _DEEPEST:
+                raise ValueError(f"brackets within brackets, more than {_DEEPEST} deep")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
         raise error(f"{path} is not JSON: {problem}.") from problem
     if not isinstance(value, dict):
         raise error(f"{path} holds {type(value).__name__}, not the settings of anything.")
