@@ -158,13 +158,7 @@ def graded(make, tmp_path_factory):
         warnings.simplefilter("ignore")  # of nbgrader's own dependencies
         make.make(folder)
         make.release(folder)
-        from nbgrader.apps import NbGraderAPI
-        from traitlets.config import Config
-
-        config = Config()
-        config.CourseDirectory.root = str(folder)
-        config.CourseDirectory.course_id = "minilora"
-        api = NbGraderAPI(config=config)
+        api = make.grader(folder)
         logging.getLogger("traitlets").setLevel(logging.CRITICAL)  # every failing cell, which is what we plant
         scores = {}
         for name in SOURCES:

@@ -12,6 +12,7 @@ A cell's note says what it is to nbgrader: `# %% solution NAME`, which students 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,19 +87,26 @@ def nbgrader_marks(cell: Cell) -> dict[str, Any] | None:
 
 def release(folder: Path) -> None:
     """Let nbgrader make the student version. Raises `ValueError` where nbgrader is missing or fails."""
+    api = grader(folder)
+    for source in SOURCES:
+        done = api.generate_assignment(source.stem, force=True, create=True)  # it does not raise
+        if not done["success"]:
+            raise ValueError(f"nbgrader could not release {source.stem}: {done.get('error') or done.get('log')}")
+
+
+def grader(folder: Path) -> Any:
+    """nbgrader's interface to the course in this folder. Raises `ValueError` where nbgrader is missing."""
     try:
         from nbgrader.apps import NbGraderAPI
         from traitlets.config import Config
     except ImportError as error:
         raise ValueError('--release needs nbgrader: pip install -e ".[course]".') from error
+    # It starts `alembic` by name, which is not found where the environment is used without being activated.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     config = Config()
     config.CourseDirectory.root = str(folder.absolute())
     config.CourseDirectory.course_id = "minilora"
-    api = NbGraderAPI(config=config)
-    for source in SOURCES:
-        done = api.generate_assignment(source.stem, force=True, create=True)  # it does not raise
-        if not done["success"]:
-            raise ValueError(f"nbgrader could not release {source.stem}: {done.get('error') or done.get('log')}")
+    return NbGraderAPI(config=config)
 
 
 if __name__ == "__main__":
