@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import minilora as ml
 from minilora.backend import xp
+from minilora.interop import peft
 from minilora.interop.peft import CONFIG, WEIGHTS, AdapterError
 from minilora.lora import lora_layers
 
@@ -338,6 +339,15 @@ def test_a_missing_file_is_refused(folder, name):
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"[1, 2]", b"\xff\xfe", b'{"r": 2}', b"PK\x03\x04"])
 def test_a_foreign_file_is_refused(folder, name, content):
     (folder / name).write_bytes(content)
+    unfit(folder)
+
+
+def test_settings_nested_without_end_are_refused_even_with_a_right_digest(folder):
+    """Whoever makes the file can make the digest too."""
+    made_of = "[" * 100_000
+    own, _, state = peft._read(folder, fused=False)
+    digest = peft._digest(own, made_of, state)
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"minilora": made_of, "digest": digest})
     unfit(folder)
 
 

@@ -17,7 +17,7 @@ from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers, shared_adapter
 from ..nn import Module
 from ..optim import Optimizer
-from .files import digest, write_atomically
+from .files import digest, parse_json, write_atomically
 
 FORMAT = "minilora checkpoint 1"
 
@@ -169,11 +169,11 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
     except Exception as error:  # of many kinds: a damaged archive can fail anywhere in zipfile
         raise CheckpointError(f"{path} is damaged, or no checkpoint at all: {error}") from error
     try:
-        header = json.loads(bytes(arrays.pop("header")))
+        header = parse_json(bytes(arrays.pop("header")), Path(path), ValueError)
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
         saved = header.pop("digest", None)  # files of the first days have none
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of minilora's ({FORMAT!r} is missing).") from error
     if saved not in (None, digest(header, arrays)):
         raise CheckpointError(f"{path} is damaged: what it holds does not give the digest it was saved with.")

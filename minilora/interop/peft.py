@@ -203,8 +203,9 @@ def _read(folder: Path, fused: bool) -> tuple[LoRAConfig, LoRAConfig | None, Sta
         raise AdapterError(
             f"{folder} is damaged, or was edited: its two files do not give the digest they were saved with."
         )
+    own = parse_json(made_of.encode(), file.path, AdapterError)
     try:
-        return config, LoRAConfig(**json.loads(made_of)), state
+        return config, LoRAConfig(**own), state
     except (ValueError, TypeError) as error:
         raise AdapterError(f"{folder} is of a later minilora: {error}") from error
 
