@@ -49,7 +49,7 @@ def train(
     those before the step of the fetch that met it.
     """
     if log_every is None:
-        log_every = 1 if backend_name() == "numpy" else 50
+        log_every = log_interval()
     if steps < 1 or not 0 <= start <= steps:
         raise ValueError(f"Training runs from step {start} to {steps}: it needs at least one step, and 0 <= start.")
     if log_every < 1:
@@ -81,6 +81,11 @@ def train(
         if callback is not None and fetch:
             callback(done, history["loss"][-1])
     return history
+
+
+def log_interval() -> int:
+    """How many steps' losses are fetched together, unless a run says otherwise."""
+    return 1 if backend_name() == "numpy" else 50
 
 
 def _read(unread: list[Array], done: int) -> list[float]:

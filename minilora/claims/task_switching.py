@@ -7,8 +7,8 @@ left behind: the base must come back bit for bit, and so must each adapter's ans
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,20 @@ from ..optim import Adam, linear_schedule
 from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
 from .bases import adapt, load_base, string_draw
-from .claim import FAILS, HOLDS, Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, deviation, mean
+from .claim import (
+    FAILS,
+    HOLDS,
+    Claim,
+    Configuration,
+    Experiment,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    deviation,
+    mean,
+    seconds_of,
+)
 from .figures import BLUE, GRAY, GREEN, ORANGE
 
 TASKS = ("revupper", "pairs")
@@ -94,12 +107,7 @@ def _merge_and_unmerge(model: GPT) -> None:
 
 
 def _median(call: Callable[[int], Any], repeats: int = 11) -> float:
-    times = []
-    for i in range(repeats):
-        start = time.perf_counter()
-        call(i)
-        times.append(1e3 * (time.perf_counter() - start))
-    return float(np.median(times))
+    return 1e3 * float(np.median([seconds_of(partial(call, i)) for i in range(repeats)]))
 
 
 def storage(base: float, adapter: float, tasks: int) -> tuple[float, float]:

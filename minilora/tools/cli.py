@@ -31,7 +31,7 @@ from ..lora import LoRAConfig, add_lora, merge_and_unload
 from ..machine import blas_name, blas_threads, tune_machine
 from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
-from ..training import batch_loss, evaluate, evaluate_exact_match, train
+from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
 from .device_report import device_report
 from .reproduce import check_folder, reproduce, tune
@@ -450,7 +450,7 @@ def _train(
                 schedule=schedule,
                 clip=clip,
                 callback=callback,
-                log_every=1 if backend_name() == "numpy" else min(CHECKPOINT_EVERY, 50),  # a fetch at every checkpoint
+                log_every=min(CHECKPOINT_EVERY, log_interval()),  # a fetch at every checkpoint
             )
         except KeyboardInterrupt:
             if checkpoint.exists():

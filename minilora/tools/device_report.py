@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from .. import __version__
 from .. import functional as F
 from ..autograd import Tensor
-from ..backend import asarray, backend_name, device_count, synchronize, to_numpy, use_array_library
+from ..backend import asarray, backend_name, device_count, to_numpy, use_array_library
+from ..claims.claim import seconds_of
 from ..data import Batch
 from ..gpt import GPT, GPTConfig
 from ..gradient_check import gradcheck
@@ -120,16 +121,13 @@ def step_time(size: tuple[int, ...], method: str) -> float:
     model, draw = _model(size, "float32")
     parameters = model.parameters() if method == "full" else add_lora(model, LoRAConfig(4))
     optimizer, loss = Adam(parameters, 1e-3), batch_loss(model, draw)
-    times = []
-    for step in range(7):
-        synchronize()
-        start = time.perf_counter()
+
+    def step(number: int) -> None:
         optimizer.zero_grad()
-        loss(step).backward()
+        loss(number).backward()
         optimizer.step()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[2:]))
+
+    return float(np.median([seconds_of(partial(step, number)) for number in range(7)][2:]))
 
 
 def _model(size: tuple[int, ...], dtype: str) -> tuple[GPT, Callable[[int], Batch]]:
