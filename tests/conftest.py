@@ -9,7 +9,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from strict.library import StrictLibrary
+from strict.library import use_strict
 
 import minilora as ml
 from minilora import backend
@@ -34,7 +34,7 @@ def pytest_addoption(parser):
 def use(name):
     """The backend of that name, of the stand-in too."""
     if name == "strict":
-        backend.use_array_library(StrictLibrary(), "strict")
+        use_strict()
     else:
         backend.use_backend(name)
 
@@ -101,7 +101,8 @@ def small():
 
 @pytest.fixture
 def tiny_bases(monkeypatch):
-    """Untrained small models instead of the pretrained bases, two steps instead of hundreds, few examples."""
+    """Untrained small models instead of the pretrained bases, two steps instead of hundreds, few examples. Gives a
+    function that forgets what was remembered of them."""
     from minilora import claims
     from minilora.claims import adaptation, bases
     from minilora.data import fixed
@@ -125,6 +126,10 @@ def tiny_bases(monkeypatch):
     def some_match(logits, targets):
         return 0.5 + 1e-3 * float(abs(logits).mean())
 
+    def forget():  # what is remembered of the real bases, of these, or of another backend's
+        for cached in (adaptation._held_out, adaptation._before):
+            cached.cache_clear()
+
     replaced = {"load_base": base, "fixed": few, "evaluate_exact_match": some_right, "exact_match": some_match}
     for module in (adaptation, bases, *(sys.modules[claim.conclude.__module__] for claim in claims.CLAIMS)):
         for name, value in replaced.items():
@@ -132,9 +137,6 @@ def tiny_bases(monkeypatch):
                 monkeypatch.setattr(module, name, value)
     for world, steps in (("strings", 2), ("text", 8)):
         monkeypatch.setitem(adaptation.STEPS, world, steps)
-    remembered = (adaptation._held_out, adaptation._before)  # of the real bases, or of these
-    for cached in remembered:
-        cached.cache_clear()
-    yield
-    for cached in remembered:
-        cached.cache_clear()
+    forget()
+    yield forget
+    forget()

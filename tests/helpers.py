@@ -117,3 +117,14 @@ def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, 
     }
     (folder / "config.json").write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
     return tensors
+
+
+def run_short(claim, configuration):
+    """The result of one of a claim's configurations, in no more steps than its world takes now."""
+    from minilora import claims  # here, since few of those who use this file need them
+    from minilora.claims import adaptation
+
+    short = dict(configuration)
+    if "steps" in short:
+        short["steps"] = min(short["steps"], adaptation.STEPS[short["base"][0]])
+    return claims.experiment(claims.experiment_of(claim, configuration)).run(short)

@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from helpers import run_short
 
 from minilora import claims
 from minilora.claims import (
-    adaptation,
     alpha_learning_rate,
     amplification,
     bases,
@@ -334,8 +334,7 @@ def shrunk(claim, monkeypatch):
         monkeypatch.setattr(latency, "SHAPES", {(1, 8): latency.SHAPES[1, 32]})
     runs = []
     for c in claim.configurations(Settings(1, quick=True)):
-        short = {**c, "steps": min(c["steps"], adaptation.STEPS[c["base"][0]])} if "steps" in c else c
-        runs.append((c, claims.experiment(claims.experiment_of(claim, c)).run(short)))
+        runs.append((c, run_short(claim, c)))
     return runs
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from strict.library import StrictLibrary
+from strict.library import use_strict
 
 from minilora import backend
 from minilora.tools import device_report
@@ -67,7 +67,7 @@ def test_an_unknown_backend_is_refused(without_gpu, capsys, restore_backend):
 @pytest.mark.numpy_only("the report compares another library with NumPy")
 def test_the_report_finds_nothing_wrong_with_a_library_that_computes_as_numpy_does(restore_backend, monkeypatch):
     monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
-    backend.use_array_library(StrictLibrary(), "strict")
+    use_strict()
     text = device_report.device_report(SMALL)
     assert backend.backend_name() == "strict"
     assert "64 MB there and back unchanged" in text and "8 of 8 right" in text

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import batches, ids, lora_gpt, loss, randomize_lora, snapshot, tiny_gpt
-from strict.library import MANIFEST, StrictArray, StrictLibrary, counts
+from helpers import batches, ids, lora_gpt, loss, randomize_lora, run_short, snapshot, tiny_gpt
+from strict.library import MANIFEST, StrictArray, StrictLibrary, counts, use_strict
 from strict.static import library_problems, problems
 
 import minilora as ml
 from minilora import backend, claims
 from minilora.backend import asarray, to_numpy
-from minilora.claims import adaptation
 from minilora.claims.claim import Settings
 
 pytestmark = pytest.mark.usefixtures("restore_backend")
@@ -22,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("restore_backend")
 
 @pytest.fixture
 def strict():
-    backend.use_array_library(StrictLibrary(), "strict")
+    use_strict()
 
 
 # ---- what must be found ------------------------------------------------------------------------------
 
-# x (3, 4) and ids (3,) live on the device; host and host_ids are NumPy's. Each line is one fault.
+# x (3, 4) and ids (3,) live on the device. Each line is one fault.
 FAULTS = {
     "np ufunc": "np.exp(x)",
     "np function": "np.concatenate([x, x])",
@@ -166,7 +165,7 @@ def one_of_everything():
 def test_the_whole_library_computes_the_same_on_the_stand_in():
     backend.use_backend("numpy")
     expected = one_of_everything()
-    backend.use_array_library(StrictLibrary(), "strict")
+    use_strict()
     assert isinstance(tiny_gpt().lm_head.weight.data, StrictArray)
     assert one_of_everything() == expected
 
@@ -176,7 +175,7 @@ def test_files_are_the_same_whatever_library_computes(tmp_path):
     model = lora_gpt()
     ml.save_checkpoint(tmp_path / "numpy.npz", model)
     ml.save_adapter(model, tmp_path / "numpy")
-    backend.use_array_library(StrictLibrary(), "strict")
+    use_strict()
     ml.save_checkpoint(tmp_path / "other.npz", lora_gpt())
     ml.save_adapter(lora_gpt(), tmp_path / "other")
     assert (tmp_path / "numpy.npz").read_bytes() == (tmp_path / "other.npz").read_bytes()
@@ -233,17 +232,12 @@ SHRUNK = {
 def test_a_claim_finds_the_same_numbers_on_the_stand_in(name, tiny_bases, monkeypatch):
     claim = claims.find([name])[0]
     configuration = next(c for c in claim.configurations(Settings(1, quick=True)) if SHRUNK[name](c))
-    if "steps" in configuration:
-        world = configuration["base"][0]
-        configuration = {**configuration, "steps": min(configuration["steps"], adaptation.STEPS[world])}
-    experiment = claims.experiment(claims.experiment_of(claim, configuration))
     monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
     backend.use_backend("numpy")
-    expected = experiment.run(configuration)
-    for cached in (adaptation._held_out, adaptation._before):
-        cached.cache_clear()
-    backend.use_array_library(StrictLibrary(), "strict")
-    assert experiment.run(configuration) == expected
+    expected = run_short(claim, configuration)
+    tiny_bases()
+    use_strict()
+    assert run_short(claim, configuration) == expected
 
 
 # ---- what crosses ------------------------------------------------------------------------------------
@@ -293,7 +287,7 @@ def test_losses_are_fetched_once_for_an_interval_and_a_divergence_still_says_its
 # ---- choosing it -------------------------------------------------------------------------------------
 
 
-def test_several_gpus_are_taken_in_turn(monkeypatch):
+def test_several_gpus_are_taken_in_turn():
     used = []
     fake = SimpleNamespace(
         cuda=SimpleNamespace(

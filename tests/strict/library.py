@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from minilora.backend import use_array_library
+
 MANIFEST: dict[str, Any] = json.loads(Path(__file__).with_name("cupy_manifest.json").read_text(encoding="utf-8"))
 
 FROM_HOST = ("array", "asarray", "ascontiguousarray", "asanyarray")  # explicit: these alone may read a host array
@@ -45,15 +47,38 @@ class Counts:
 counts = Counts()
 
 
-def signature(parameters: list[list[Any]]) -> inspect.Signature:
-    """Of the manifest's [name, kind, has a default] for each parameter."""
+def signature(parameters: list[list[Any]] | None) -> inspect.Signature:
+    """Of the manifest's [name, kind, has a default] for each parameter; of null, which takes anything."""
     kinds = inspect._ParameterKind
+    if parameters is None:
+        parameters = [["args", "VAR_POSITIONAL", False], ["kwargs", "VAR_KEYWORD", False]]
     return inspect.Signature(
         [
             inspect.Parameter(name, kinds[kind], default=None if optional else inspect.Parameter.empty)
             for name, kind, optional in parameters
         ]
     )
+
+
+def signatures(table: dict[str, Any]) -> dict[str, inspect.Signature]:
+    return {name: signature(parameters) for name, parameters in table.items()}
+
+
+METHODS = signatures(MANIFEST["ndarray"]["methods"])
+FUNCTIONS = signatures(MANIFEST["functions"])
+MODULES = {module: signatures(table) for module, table in MANIFEST["modules"].items()}
+UFUNC = signature(
+    [["args", "VAR_POSITIONAL", False], *([name, "KEYWORD_ONLY", True] for name in MANIFEST["ufunc_arguments"])]
+)
+UFUNC_METHODS = signatures(MANIFEST["ufunc_method_signatures"])
+
+
+def bind(name: str, allowed: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> None:
+    """Raise where CuPy's function or method of that name does not take these arguments."""
+    try:
+        allowed.bind(*args, **kwargs)
+    except TypeError as error:
+        raise Unsafe(f"CuPy's {name}: {error}.") from None
 
 
 # ---- arrays ------------------------------------------------------------------------------------------
@@ -109,13 +134,11 @@ class StrictArray:
             raise AttributeError(name)
         if name in MANIFEST["ndarray"]["attributes"]:
             return outside(getattr(self._inside, name))
-        if name not in MANIFEST["ndarray"]["methods"]:
+        if name not in METHODS:
             raise AttributeError(f"CuPy's arrays have no {name!r}.")
-        allowed = MANIFEST["ndarray"]["methods"][name]
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            if allowed is not None:
-                signature(allowed).bind(*args, **kwargs)
+            bind(name, METHODS[name], args, kwargs)
             refuse_host((args, kwargs))
             return outside(getattr(self._inside, name)(*inside(args), **inside(kwargs)))
 
@@ -206,9 +229,9 @@ class StrictLibrary:
             return getattr(np, name)
         if name in MANIFEST["ufuncs"]:
             return StrictUfunc(name)
-        if name in MANIFEST["functions"]:
-            return function(name, MANIFEST["functions"][name], getattr(np, name))
-        if name in MANIFEST["modules"]:
+        if name in FUNCTIONS:
+            return function(name, FUNCTIONS[name], getattr(np, name))
+        if name in MODULES:
             return StrictModule(name)
         raise AttributeError(f"CuPy {MANIFEST['cupy']} has no {name!r}.")
 
@@ -220,7 +243,7 @@ class StrictModule:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        known = MANIFEST["modules"][self._name]
+        known = MODULES[self._name]
         if name not in known:
             raise AttributeError(f"CuPy {MANIFEST['cupy']} has no {self._name}.{name}.")
         return function(f"{self._name}.{name}", known[name], getattr(getattr(np, self._name), name))
@@ -233,8 +256,7 @@ class StrictUfunc:
         self._name, self._ufunc = name, getattr(np, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        for unknown in kwargs.keys() - set(MANIFEST["ufunc_arguments"]):
-            raise Unsafe(f"CuPy's {self._name} takes no {unknown}=.")
+        bind(self._name, UFUNC, args, kwargs)
         refuse_host((args, kwargs), numbers=True)
         return outside(self._ufunc(*inside(args), **inside(kwargs)))
 
@@ -243,18 +265,14 @@ class StrictUfunc:
             raise Unsafe(f"xp.{self._name}.at: its sums are atomic on a GPU, so their order varies: sort and reduceat.")
         if name not in MANIFEST["ufunc_methods"].get(self._name, ()):
             raise Unsafe(f"CuPy has no {self._name}.{name}.")
-        return function(f"{self._name}.{name}", MANIFEST["ufunc_method_signatures"][name], getattr(self._ufunc, name))
+        return function(f"{self._name}.{name}", UFUNC_METHODS[name], getattr(self._ufunc, name))
 
 
-def function(name: str, parameters: list[list[Any]] | None, of_numpy: Callable) -> Callable:
+def function(name: str, allowed: inspect.Signature, of_numpy: Callable) -> Callable:
     """A function of NumPy behind CuPy's signature."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if parameters is not None:
-            try:
-                signature(parameters).bind(*args, **kwargs)
-            except TypeError as error:
-                raise Unsafe(f"CuPy's {name}: {error}.") from None
+        bind(name, allowed, args, kwargs)
         if name in FROM_HOST:
             if not isinstance(args[0], StrictArray):
                 refuse_device_within(args[0])
@@ -313,6 +331,11 @@ def refuse_device_within(value: Any) -> None:
             if isinstance(part, StrictArray):
                 raise Unsafe("asarray() of a list of device arrays: use xp.stack.")
             refuse_device_within(part)
+
+
+def use_strict() -> None:
+    """Compute on the stand-in from now on."""
+    use_array_library(StrictLibrary(), "strict")
 
 
 def as_tuple(index: Any) -> tuple:

@@ -20,7 +20,7 @@ import cupy
 import numpy as np
 
 PATH = Path(__file__).with_name("cupy_manifest.json")
-MODULES = ("linalg", "random", "fft")
+MODULES = ("linalg", "fft")
 UFUNC_METHODS = ("reduce", "accumulate", "reduceat", "outer", "at")
 # Which ufunc methods work is decided when they are called: add has all, multiply two, the others only outer
 # (cupy/_core/_kernel.pyx). `at` is left out: its sums are atomic.
@@ -44,9 +44,11 @@ def from_documentation(text: str) -> list[list[Any]] | None:
     kind, result = "POSITIONAL_OR_KEYWORD", []
     for part in line[line.index("(") + 1 : line.rindex(")") if "->" not in line else line.index(") ->")].split(","):
         name, _, default = part.strip().partition("=")
-        if name in ("self", "/", ""):
+        if name in ("self", ""):
             continue
-        if name == "*":
+        if name == "/":
+            result = [[before, "POSITIONAL_ONLY", optional] for before, _, optional in result]
+        elif name == "*":
             kind = "KEYWORD_ONLY"
         elif name.startswith("**"):
             result.append([name[2:], "VAR_KEYWORD", False])
@@ -78,7 +80,11 @@ def manifest() -> dict[str, Any]:
         "cupy": cupy.__version__,
         "functions": functions(cupy, np),
         "ufuncs": [name for name in public if isinstance(getattr(cupy, name), cupy.ufunc)],
-        "ufunc_arguments": sorted(name for name, _, _ in from_documentation(cupy.add.__doc__.replace("\\", "")) or []),
+        "ufunc_arguments": [
+            name
+            for name, kind, _ in from_documentation(cupy.add.__doc__.replace("\\", "")) or []
+            if kind != "POSITIONAL_ONLY"
+        ],
         "ufunc_methods": {
             name: OF_UFUNC.get(name, ["outer"]) for name in public if isinstance(getattr(cupy, name), cupy.ufunc)
         },

@@ -11,25 +11,28 @@ condition, `float`, `range` and the like, nor a host array an index of it.
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[1]))
-from strict.library import FROM_HOST, MANIFEST, NOT_HERE, signature
+from strict.library import FROM_HOST, FUNCTIONS, MANIFEST, METHODS, MODULES, NOT_HERE, UFUNC, UFUNC_METHODS, signature
 
 LIBRARY = Path(__file__).parents[2] / "minilora"
 
 DESCRIBES = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize", "flags", "strides", "base", "device"}
-TO_HOST = {"to_numpy", "item", "get", "tolist", "numpy", "len", "isinstance", "id", "type", "hasattr", "getattr"}
+TO_HOST = {"item", "tolist", "len", "isinstance", "id", "type", "hasattr", "getattr"}
+TO_HOST_ARRAY = {"to_numpy", "numpy", "get"}
+DRAWS = {"normal", "integers", "random", "uniform", "choice", "permutation"}  # of a Generator
+NUMBERS = {"prod", "float32", "float64", "sqrt", "errstate", "dtype", "broadcast_shapes"}  # of np: no arrays here
 MAKES_DEVICE = {"asarray", "empty", "matmul", "matmul_over_rows", "sum_rows", "gaussian", "dropout_mask"}
 HOLDS_DEVICE = {"data", "grad", "_data"}
 MAKES_WAIT = {"float", "int", "bool", "complex", "range", "sum", "max", "min", "any", "all", "list", "sorted", "round"}
 OF_TENSORS = {"backward", "detach", "requires_grad"}  # then it was no bare array
-HOST, DEVICE, SEVERAL, UNKNOWN = "host", "device", "several", "unknown"  # several: a list or tuple of device arrays
-METHODS = MANIFEST["ndarray"]["methods"]
+# Where a value lives: a host array is more than what may be a number, and several is a list or tuple of device arrays.
+HOST, HOST_ARRAY, DEVICE, SEVERAL, UNKNOWN = "host", "host array", "device", "several", "unknown"
 KNOWN = {*METHODS, *MANIFEST["ndarray"]["attributes"], *OF_TENSORS, *HOLDS_DEVICE, "get"}
 
 
@@ -64,7 +67,7 @@ class _Checker(ast.NodeVisitor):
             if _module(node) is not None:
                 return UNKNOWN
             if node.attr in HOLDS_DEVICE:
-                return HOST if self.place(node.value) == HOST else DEVICE
+                return HOST if self.place(node.value) in (HOST, HOST_ARRAY) else DEVICE
             return self.place(node.value) if node.attr in ("T", "mT", "real") else UNKNOWN
         if isinstance(node, ast.Call):
             return self.place_of_call(node)
@@ -77,8 +80,8 @@ class _Checker(ast.NodeVisitor):
         if isinstance(node, ast.UnaryOp):
             return HOST if isinstance(node.op, ast.Not) else self.place(node.operand)
         if isinstance(node, (ast.Subscript, ast.Starred)):
-            place = self.place(node.value)
-            return DEVICE if place == SEVERAL else place
+            place = self.place(node.value)  # a part of a host array may be a number
+            return {SEVERAL: DEVICE, HOST_ARRAY: HOST}.get(place, place)
         if isinstance(node, ast.IfExp):
             return self.together(node.body, node.orelse)
         if isinstance(node, (ast.ListComp, ast.GeneratorExp)):
@@ -91,16 +94,20 @@ class _Checker(ast.NodeVisitor):
 
     def together(self, *nodes: ast.AST) -> str:
         places = [self.place(node) for node in nodes]
-        return DEVICE if DEVICE in places or SEVERAL in places else UNKNOWN if UNKNOWN in places else HOST
+        if DEVICE in places or SEVERAL in places:
+            return DEVICE
+        return next((place for place in (UNKNOWN, HOST_ARRAY) if place in places), HOST)
 
     def place_of_call(self, node: ast.Call) -> str:
         module, name = _module(node.func), _last(node.func)
         if module == "np":
-            return HOST
+            return HOST if name in NUMBERS else HOST_ARRAY
         if module == "xp":
             return HOST if name in ("may_share_memory", "shares_memory", "result_type", "ndarray") else DEVICE
         if name in TO_HOST:
             return HOST
+        if name in TO_HOST_ARRAY or (name in DRAWS and isinstance(node.func, ast.Attribute)):
+            return HOST_ARRAY
         if isinstance(node.func, ast.Name):
             return DEVICE if name in MAKES_DEVICE else UNKNOWN
         if isinstance(node.func, ast.Attribute) and self.place(node.func.value) == DEVICE:
@@ -141,20 +148,22 @@ class _Checker(ast.NodeVisitor):
     def assign(self, target: ast.AST, value: ast.AST) -> None:
         if isinstance(target, ast.Name):
             self.places[-1][target.id] = self.place(value)
-            self.places[-1][f"array {target.id}"] = HOST if self.is_host_array(value) else UNKNOWN
         elif isinstance(target, (ast.Tuple, ast.List)):
-            parts = value.elts if isinstance(value, (ast.Tuple, ast.List)) else [None] * len(target.elts)
-            if len(parts) != len(target.elts):
-                parts = [None] * len(target.elts)
-            for one, part in zip(target.elts, parts, strict=True):
-                if part is not None:
-                    self.assign(one, part)
-                elif isinstance(one, ast.Name):
-                    self.places[-1][one.id] = DEVICE if self.place(value) in (DEVICE, SEVERAL) else UNKNOWN
+            written_out = isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts)
+            for number, one in enumerate(target.elts):
+                if written_out:
+                    self.assign(one, value.elts[number])
+                else:
+                    self.unpack(one, value)
         elif isinstance(target, ast.Subscript):
             self.visit(target)
-            if self.place(target.value) == DEVICE and self.is_host_array(value):
+            if self.place(target.value) == DEVICE and self.place(value) == HOST_ARRAY:
                 self.say(target, "a host array is written into a device array: move it with asarray() first")
+
+    def unpack(self, target: ast.AST, value: ast.AST) -> None:
+        """Give a name one part of a value."""
+        if isinstance(target, ast.Name):
+            self.places[-1][target.id] = DEVICE if self.place(value) in (DEVICE, SEVERAL) else UNKNOWN
 
     # -- what must not be
 
@@ -173,7 +182,7 @@ class _Checker(ast.NodeVisitor):
         elif module == "math" and any(self.place(argument) == DEVICE for argument in arguments):
             self.say(node, f"math.{name}() of a device array: use xp")
         elif isinstance(node.func, ast.Attribute) and self.place(node.func.value) == DEVICE:
-            self.check_method(node, node.func)
+            self.check_arguments(node, node.func.attr, METHODS.get(node.func.attr))
         self.generic_visit(node)
 
     def waits(self, name: str, argument: ast.AST) -> bool:
@@ -183,44 +192,31 @@ class _Checker(ast.NodeVisitor):
 
     def check_library(self, node: ast.Call) -> None:
         path = _path(node.func)
-        allowed = _signature(path[1:])
-        if path[1] == "__dict__":
-            return
-        if path[1] in NOT_HERE:
-            self.say(node, f"{'.'.join(path)}: {NOT_HERE[path[1]]}")
-        elif allowed is None:
-            self.say(node, f"CuPy {MANIFEST['cupy']} has no {'.'.join(path[1:])}")
-        elif path[-1] == "at":
-            self.say(node, f"{'.'.join(path)}: its sums are atomic on a GPU, so their order varies")
-        elif not any(isinstance(argument, ast.Starred) for argument in node.args):
-            try:
-                named = {keyword.arg: None for keyword in node.keywords if keyword.arg is not None}
-                signature(allowed).bind(*node.args, **named)
-            except TypeError as error:
-                self.say(node, f"CuPy's {'.'.join(path[1:])}: {error}")
+        self.check_arguments(node, ".".join(path[1:]), _signature(path[1:]))
         if path[-1] not in FROM_HOST:
             for argument in [*node.args, *(k.value for k in node.keywords if k.arg not in ("axis", "shape", "dtype"))]:
-                if self.is_host_array(argument) or (path[1] in MANIFEST["ufuncs"] and isinstance(argument, ast.List)):
+                if self.place(argument) == HOST_ARRAY or (
+                    path[1] in MANIFEST["ufuncs"] and isinstance(argument, ast.List)
+                ):
                     self.say(node, f"a host array goes into {'.'.join(path)}: move it with asarray() first")
 
-    def check_method(self, node: ast.Call, function: ast.Attribute) -> None:
-        if function.attr in {"get", *OF_TENSORS}:
+    def check_arguments(self, node: ast.Call, name: str, allowed: inspect.Signature | None) -> None:
+        """Of a call of something CuPy has; that it has it is for visit_Attribute to say."""
+        if allowed is None or any(isinstance(argument, ast.Starred) for argument in node.args):
             return
-        if function.attr not in METHODS:
-            self.say(node, f"CuPy's arrays have no {function.attr}()")
-        elif METHODS[function.attr] is not None and not any(isinstance(a, ast.Starred) for a in node.args):
-            try:
-                named = {keyword.arg: None for keyword in node.keywords if keyword.arg is not None}
-                signature(METHODS[function.attr]).bind(*node.args, **named)
-            except TypeError as error:
-                self.say(node, f"CuPy's {function.attr}(): {error}")
+        try:
+            allowed.bind(*node.args, **{keyword.arg: None for keyword in node.keywords if keyword.arg is not None})
+        except TypeError as error:
+            self.say(node, f"CuPy's {name}: {error}")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         path = _path(node)
-        if path and path[0] == "xp" and len(path) > 1 and path[1] != "__dict__" and _signature(path[1:]) is None:
+        if len(path) > 1 and path[0] == "xp":
             if path[1] in NOT_HERE:
                 self.say(node, f"{'.'.join(path)}: {NOT_HERE[path[1]]}")
-            elif path[1] not in MANIFEST["modules"] and path[1] not in MANIFEST["constants"] and path[1] != "ndarray":
+            elif path[-1] == "at":
+                self.say(node, f"{'.'.join(path)}: its sums are atomic on a GPU, so their order varies")
+            elif _signature(path[1:]) is None and path[1] not in ("__dict__", "ndarray") and path[1:] not in _MODULES:
                 self.say(node, f"CuPy {MANIFEST['cupy']} has no {'.'.join(path[1:])}")
         elif self.place(node.value) == DEVICE and node.attr not in KNOWN and not node.attr.startswith("_"):
             self.say(node, f"CuPy's arrays have no {node.attr}")
@@ -229,7 +225,7 @@ class _Checker(ast.NodeVisitor):
     def visit_Subscript(self, node: ast.Subscript) -> None:
         if self.place(node.value) == DEVICE:
             for part in node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]:
-                if self.is_host_array(part) or isinstance(part, ast.List):
+                if self.place(part) == HOST_ARRAY or isinstance(part, ast.List):
                     self.say(node, "a host array as an index of a device array: move it with asarray() first")
                 if isinstance(part, ast.Slice):
                     for bound in (part.lower, part.upper, part.step):
@@ -239,12 +235,12 @@ class _Checker(ast.NodeVisitor):
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         for one, other in ((node.left, node.right), (node.right, node.left)):
-            if self.place(one) == DEVICE and self.is_host_array(other):
+            if self.place(one) == DEVICE and self.place(other) == HOST_ARRAY:
                 self.say(node, "a host array meets a device array: move it with asarray() first")
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        if self.place(node.target) == DEVICE and self.is_host_array(node.value):
+        if self.place(node.target) == DEVICE and self.place(node.value) == HOST_ARRAY:
             self.say(node, "a host array meets a device array: move it with asarray() first")
         self.generic_visit(node)
 
@@ -272,29 +268,13 @@ class _Checker(ast.NodeVisitor):
         if self.place(node.iter) == DEVICE:
             self.say(node, "a loop over a device array launches a kernel for each row")
         if self.place(node.iter) == SEVERAL:
-            self.assign(node.target, node.iter)
-            if isinstance(node.target, ast.Name):
-                self.places[-1][node.target.id] = DEVICE
+            self.unpack(node.target, node.iter)
         self.generic_visit(node)
 
     def visit_FormattedValue(self, node: ast.FormattedValue) -> None:
         if self.place(node.value) == DEVICE:
             self.say(node, "a device array in a text makes the CPU wait: use .item() or to_numpy()")
         self.generic_visit(node)
-
-    def is_host_array(self, node: ast.AST) -> bool:
-        """Made by NumPy here, or moved off the device: not merely something that may be a number."""
-        if isinstance(node, ast.Name):
-            return self.places[-1].get(f"array {node.id}") == HOST
-        if isinstance(node, ast.Call):
-            module, name = _module(node.func), _last(node.func)
-            if module == "np":
-                return name not in ("prod", "float32", "float64", "sqrt", "errstate", "dtype", "broadcast_shapes")
-            return name in ("to_numpy", "numpy", "get") or (
-                isinstance(node.func, ast.Attribute)
-                and name in ("normal", "integers", "random", "uniform", "choice", "permutation")
-            )
-        return False
 
 
 def _path(node: ast.AST) -> list[str]:
@@ -315,23 +295,19 @@ def _last(node: ast.AST) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-_UFUNC = [["args", "VAR_POSITIONAL", False], *([name, "KEYWORD_ONLY", True] for name in MANIFEST["ufunc_arguments"])]
-_ANYTHING = [["args", "VAR_POSITIONAL", False], ["kwargs", "VAR_KEYWORD", False]]
+_MODULES = [[name] for name in MODULES]
 
 
-def _signature(path: list[str]) -> list[list[Any]] | None:
+def _signature(path: list[str]) -> inspect.Signature | None:
     """CuPy's for a name below xp; None where there is no such name."""
     first, *more = path
+    if more:
+        if first in MODULES:
+            return MODULES[first].get(more[0])
+        return UFUNC_METHODS[more[0]] if more[0] in MANIFEST["ufunc_methods"].get(first, ()) else None
     if first in MANIFEST["ufuncs"]:
-        if not more:
-            return _UFUNC
-        known = [*MANIFEST["ufunc_methods"][first], "at"]
-        return MANIFEST["ufunc_method_signatures"][more[0]] if more[0] in known else None
-    if first in MANIFEST["functions"] and not more:
-        return MANIFEST["functions"][first] or _ANYTHING
-    if first in MANIFEST["modules"] and len(more) == 1 and more[0] in MANIFEST["modules"][first]:
-        return MANIFEST["modules"][first][more[0]] or _ANYTHING
-    return _ANYTHING if first in MANIFEST["constants"] and not more else None
+        return UFUNC
+    return signature(None) if first in MANIFEST["constants"] else FUNCTIONS.get(first)
 
 
 def library_problems() -> Iterator[str]:
