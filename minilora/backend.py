@@ -7,10 +7,11 @@ moved with `asarray`, so both libraries start from the same numbers.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
-import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,7 @@ def use_array_library(library: Any, name: str) -> Any:
     before = _current.library
     _current.library, _current.name = library, name
     xp.__dict__.clear()
-    _pool.blocks.clear()
-    _pool.last_use.clear()
+    _of_thread.pool = _Pool()
     return before
 
 
@@ -123,59 +123,96 @@ def asarray(array: Any, dtype: Any = None) -> Any:
 # C library returns such blocks to the kernel and takes them again on every step. Keeping them makes a
 # training step 1.1 to 1.25 times as fast, measured against np.empty on the configurations of
 # benchmarks/step_time.py. The results are bit-equal.
+#
+# Whether a block is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
+# change. An array of the pool looks at its block through an exporter, an object made for it alone; whatever looks at
+# the array's memory, a view or a memoryview, keeps the exporter alive, by the rules of Python's buffers. When it goes,
+# its weak reference, the lease, appends itself to the free list: by `list.append`, in which no tracer can step.
 
 _SMALL = 8 * 1024  # bytes; below this the C library keeps blocks itself
 _LINE = 64  # bytes of a cache line
-_MEMORY = 1000  # requests after which an idle size is forgotten
+_PERIOD = 10_000  # requests; a block that was free throughout is let go. A step of a large model asks for thousands
+_ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between periods, at how much it has grown
 
 
-class _Pool(threading.local):
+class _Block:
+    """Memory that one array after another looks at."""
+
+    __slots__ = ("export", "lease", "memory")
+
+    def __init__(self, size: int) -> None:
+        # NumPy's own blocks begin 16 bytes beyond a cache line, so that every wide load crosses two lines: an
+        # elementwise pass within the cache is then 2.4 times as slow.
+        raw = np.empty(size + _LINE, np.uint8)
+        start = -raw.ctypes.data % _LINE
+        self.memory = raw.data[start : start + size]
+        self.export = (ctypes.c_char * size).from_buffer  # makes an exporter
+        self.lease: _Lease | None = None
+
+
+class _Lease(weakref.ref):
+    """Of one exporter; it ends with the exporter, and knows which block is free then."""
+
+    __slots__ = ("block",)
+    block: _Block
+
+
+class _Pool:
+    """The blocks of one thread. An array may end in any thread: appending to a list is safe from all of them."""
+
+    __slots__ = ("blocks", "bytes", "free", "least", "limit", "requests")
+
     def __init__(self) -> None:
-        self.blocks: dict[int, list[np.ndarray]] = {}  # bytes -> blocks of that size
-        self.last_use: dict[int, int] = {}
-        self.requests = 0
+        self.blocks: dict[int, list[_Block]] = {}  # bytes -> every block of that size
+        self.free: dict[int, list[_Lease]] = {}  # bytes -> leases that ended, the latest last
+        self.least: dict[int, int] = {}  # bytes -> the fewest free blocks that there were in this period
+        self.bytes, self.limit, self.requests = 0, _ROOM, 0
 
-    def take(self, size: int) -> np.ndarray:
-        """A block that no array looks at any more, or a new one."""
+    def take(self, size: int) -> Any:
+        """An exporter of `size` bytes that no array looks at: a buffer for one."""
         self.requests += 1
-        self.last_use[size] = self.requests
-        blocks = self.blocks.setdefault(size, [])
-        # The block handed out last is tried first: it is the likeliest to be in the cache still.
-        for place in range(len(blocks) - 1, -1, -1):
-            block = blocks[place]
-            if sys.getrefcount(block) == _IDLE:
-                del blocks[place]
-                blocks.append(block)
-                return block
-        self._forget()
-        blocks.append(_aligned(size))
-        return blocks[-1]
+        if self.requests % _PERIOD == 0:
+            self._let_go(dict(self.least))
+        free = self.free.get(size)
+        if free is None:
+            free, self.blocks[size], self.least[size] = self.free.setdefault(size, []), [], 0
+        try:
+            block = free.pop().block  # the latest: the likeliest to be in the cache still
+        except IndexError:
+            block = self._grow(size)
+        if len(free) < self.least[size]:
+            self.least[size] = len(free)
+        exporter = block.export(block.memory)
+        block.lease = lease = _Lease(exporter, free.append)  # the block keeps it: a lease that is lost never ends
+        lease.block = block
+        return exporter
 
-    def _forget(self) -> None:
-        """Let go of sizes that nobody asked for lately; arrays still looking at them stay alive."""
-        for size, used in list(self.last_use.items()):
-            if self.requests - used > _MEMORY:
-                del self.blocks[size], self.last_use[size]
+    def _grow(self, size: int) -> _Block:
+        """One more block; where the pool has doubled, as with shapes that never come again, what is free goes first."""
+        if self.bytes + size > self.limit:
+            self._let_go({size: len(free) for size, free in self.free.items()})
+        block = _Block(size)
+        self.blocks[size].append(block)
+        self.bytes += size
+        return block
+
+    def _let_go(self, counts: dict[int, int]) -> None:
+        """Forget that many free blocks of each size, the coldest first; blocks that arrays look at stay."""
+        for size, count in counts.items():
+            for lease in self.free[size][:count]:
+                self.blocks[size].remove(lease.block)
+            self.bytes -= count * size
+            del self.free[size][:count]
+            self.least[size] = len(self.free[size])
+        self.limit = max(_ROOM, 2 * self.bytes)
 
 
-def _aligned(size: int) -> np.ndarray:
-    """A new block that begins at a cache line. NumPy's own begin 16 bytes beyond one, so that every wide load
-    crosses two lines: an elementwise pass within the cache is then 2.4 times as slow."""
-    raw = np.empty(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    # through a memoryview, so that views of the block count as references to it, not to `raw`
-    return np.frombuffer(raw.data[start : start + size], np.uint8)
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.pool = _Pool()
 
 
-def _idle_references() -> int:
-    """What `sys.getrefcount` says, in a loop like the pool's, of a block only the pool holds."""
-    for block in [np.empty(1, np.uint8)]:
-        return sys.getrefcount(block)
-    return 0
-
-
-_IDLE = _idle_references()
-_pool = _Pool()
+_of_thread = _OfThread()
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -183,12 +220,10 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     if _library() is not np:
         return xp.empty(shape, dtype=dtype)
     dtype = np.dtype(dtype)
-    size = dtype.itemsize
-    for length in shape:
-        size *= length
+    size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return np.empty(shape, dtype)
-    return _pool.take(size).view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, _of_thread.pool.take(size))
 
 
 # ---- products ----------------------------------------------------------------------------------------

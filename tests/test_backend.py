@@ -1,6 +1,7 @@
 """Choosing the array library; NumPy's products, and its blocks of memory that are used again."""
 
 import gc
+import itertools
 import sys
 import threading
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ LARGE = (64, 256)  # float32: 64 KB, twice what the pool begins at
 
 @pytest.fixture(autouse=True)
 def fresh_pool(monkeypatch):
-    monkeypatch.setattr(backend, "_pool", backend._Pool())
+    monkeypatch.setattr(backend._of_thread, "pool", backend._Pool())
 
 
 # ---- products cut into small ones --------------------------------------------------------------------
@@ -104,41 +105,133 @@ def test_a_training_step_takes_no_new_blocks_once_warm():
     ml.train(model, optimizer, losses, 2)
     gc.collect()
 
-    def held():
-        return sorted(id(block) for blocks in backend._pool.blocks.values() for block in blocks)
+    def blocks():
+        return sorted(id(block) for same in backend._of_thread.pool.blocks.values() for block in same)
 
-    before = held()
+    before = blocks()
     ml.train(model, optimizer, losses, 3)
-    assert before and held() == before
+    assert before and blocks() == before
 
 
 def test_small_arrays_do_not_go_through_the_pool():
     backend.empty((10, 10), "float32")
-    assert not backend._pool.blocks
+    assert not backend._of_thread.pool.blocks
 
 
-def test_a_size_nobody_asks_for_any_more_is_forgotten():
-    def sizes():
-        return set(backend._pool.blocks)
+def held():
+    """Size of blocks -> how many the pool has of it."""
+    return {size: len(blocks) for size, blocks in backend._of_thread.pool.blocks.items() if blocks}
 
+
+def test_what_nobody_needed_for_a_period_is_let_go_though_no_request_ever_missed():
     kept = backend.empty((40_000,), "uint8")
     kept[...] = 7
-    for _ in range(backend._MEMORY + 1):
+    large = [backend.empty((50_000,), "uint8") for _ in range(5)]  # an evaluation, say
+    del large
+    assert held() == {40_000: 1, 50_000: 5}
+    for _ in range(2 * backend._PERIOD):
+        backend.empty((50_000,), "uint8")  # training that goes on with one at a time
+    assert held() == {40_000: 1, 50_000: 1}
+    assert backend._of_thread.pool.bytes == 90_000 and (kept == 7).all()
+
+
+def test_a_block_whose_array_ends_after_its_size_was_let_go_is_used_again():
+    first, second = backend.empty((40_000,), "uint8"), backend.empty((40_000,), "uint8")
+    del first
+    for _ in range(2 * backend._PERIOD):
         backend.empty((50_000,), "uint8")
-    assert sizes() == {40_000, 50_000}
-    backend.empty((60_000,), "uint8")  # a new block: the moment to look back
-    assert sizes() == {50_000, 60_000}
-    assert (kept == 7).all()
+    assert held() == {40_000: 1, 50_000: 1}
+    address = second.ctypes.data
+    del second
+    assert backend.empty((40_000,), "uint8").ctypes.data == address
+
+
+def test_shapes_that_never_come_again_do_not_pile_up():
+    for rows in range(2000):  # 1 GB in all
+        backend.empty((500_000 + rows,), "uint8")
+    assert backend._of_thread.pool.bytes <= backend._ROOM
 
 
 def test_switching_the_library_empties_the_pool_and_goes_on(restore_backend):
     backend.empty((40_000,), "uint8")
     backend.use_backend("numpy")
-    assert not backend._pool.blocks
-    for _ in range(backend._MEMORY + 1):
-        backend.empty((50_000,), "uint8")
-    backend.empty((60_000,), "uint8")
-    assert set(backend._pool.blocks) == {50_000, 60_000}
+    assert not held()
+    backend.empty((50_000,), "uint8")
+    assert held() == {50_000: 1}
+
+
+@pytest.mark.parametrize(
+    "look", [np.asarray, memoryview, lambda a: a.base, lambda a: memoryview(a.base), np.from_dlpack]
+)
+def test_whoever_looks_at_the_memory_keeps_the_block(look):
+    """Not only views: whatever reaches the memory through the array."""
+    array = backend.empty(LARGE, "float32")
+    array[...] = 1
+    address, eye = array.ctypes.data, look(array)
+    del array
+    assert backend.empty(LARGE, "float32").ctypes.data != address
+    del eye
+    gc.collect()
+    assert address in {
+        array.ctypes.data for array in (backend.empty(LARGE, "float32"), backend.empty(LARGE, "float32"))
+    }
+
+
+def test_an_array_in_a_cycle_gives_its_block_back_when_the_cycle_is_collected():
+    array = backend.empty(LARGE, "float32")
+    address, cycle = array.ctypes.data, [array]
+    cycle.append(cycle)
+    del array, cycle
+    assert backend.empty(LARGE, "float32").ctypes.data != address
+    gc.collect()
+    assert address in {backend.empty(LARGE, "float32").ctypes.data, backend.empty(LARGE, "float32").ctypes.data}
+
+
+def test_an_array_that_ends_in_another_thread_gives_its_block_back():
+    arrays = [backend.empty(LARGE, "float32")]
+    address = arrays[0].ctypes.data
+    thread = threading.Thread(target=arrays.clear)
+    thread.start()
+    thread.join()
+    assert backend.empty(LARGE, "float32").ctypes.data == address
+
+
+def test_an_array_outlives_the_thread_whose_pool_it_came_from():
+    arrays = []
+    thread = threading.Thread(target=lambda: arrays.append(backend.empty(LARGE, "float32")))
+    thread.start()
+    thread.join()
+    arrays[0][...] = 3
+    gc.collect()
+    others = [np.ones(LARGE, "float32") for _ in range(50)]
+    assert (arrays[0] == 3).all() and len(others) == 50
+
+
+def test_no_two_live_arrays_share_a_block_over_a_thousand_random_steps():
+    """Arrays, views, transposes and gradients are kept and dropped at random, between threads too: each keeps its
+    number."""
+    rng = np.random.default_rng(0)
+    live = {}
+    for step in range(1000):
+        rows = int(rng.integers(1, 5))
+        array = backend.empty((rows, 4096), ["float32", "float64"][step % 2])
+        array[...] = step
+        live[step] = [array, array.T, array[:, ::3], array.reshape(-1)[7:], array.view("uint8")][int(rng.integers(5))]
+        del array
+        for gone in rng.choice(list(live), size=min(len(live), int(rng.integers(3))), replace=False):
+            if step % 10 == 0:  # in another thread
+                thread = threading.Thread(target=live.pop, args=(int(gone),))
+                thread.start()
+                thread.join()
+            else:
+                del live[int(gone)]
+        if step % 50 == 49:
+            ranges = sorted(np.lib.array_utils.byte_bounds(array) for array in live.values())
+            assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
+    for number, array in live.items():
+        kind = "float32" if number % 2 == 0 else "float64"
+        numbers = array.view(kind) if array.dtype == np.uint8 else array
+        assert (numbers == number).all()
 
 
 def test_each_thread_has_blocks_of_its_own():
@@ -162,10 +255,10 @@ def trained(steps=4):
 
 def test_results_are_bit_equal_to_those_of_fresh_memory(monkeypatch):
     with_pool = trained()
-    assert backend._pool.blocks
-    monkeypatch.setattr(backend, "_pool", backend._Pool())
+    assert backend._of_thread.pool.blocks
+    monkeypatch.setattr(backend._of_thread, "pool", backend._Pool())
     monkeypatch.setattr(backend, "_SMALL", 2**62)
-    assert trained() == with_pool and not backend._pool.blocks
+    assert trained() == with_pool and not backend._of_thread.pool.blocks
 
 
 def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):
@@ -174,9 +267,9 @@ def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):
     take = backend._Pool.take
 
     def poisoned(self, size):
-        block = take(self, size)
-        block[...] = 255  # NaN in every float
-        return block
+        exporter = take(self, size)
+        np.frombuffer(exporter, np.uint8)[...] = 255  # NaN in every float
+        return exporter
 
     monkeypatch.setattr(backend._Pool, "take", poisoned)
     assert trained() == expected
