@@ -18,7 +18,7 @@ from .lora import (
     unmerge_lora,
 )
 from .machine import tune_machine
-from .optim import SGD, Adam, AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from .optim import SGD, Adam, AdamW, clip_grad_norm, cosine_schedule, decay_groups, linear_schedule
 from .training import DivergedError, batch_loss, evaluate, train
 
 __version__ = "0.1.0"
@@ -57,6 +57,7 @@ __all__ = [
     "check_gradient",
     "clip_grad_norm",
     "cosine_schedule",
+    "decay_groups",
     "evaluate",
     "functional",
     "generate",

@@ -4,11 +4,16 @@ Every operation returns a Tensor that holds its result and, where a gradient wil
 the graph: the nodes of its parents and one function, `backward`, which takes the gradient of the loss
 with respect to the result and returns the gradients with respect to the parents, in their order. A
 node holds arrays, never Tensors, and only those that its own backward needs.
+
+Operations read `tensor.array`; `tensor.data` is for everybody else. Whoever takes `data` may write into it, and an
+array that a graph still needs would then give another gradient than that of the loss computed: so `data` notes, for
+the nodes that read the array, what it held, and `backward` refuses to go on where that has changed.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -53,28 +58,57 @@ def needs_grad(*tensors: Tensor) -> bool:
 class Node:
     """One recorded operation. A parent is a Node, a leaf Tensor, or None where no gradient is needed."""
 
-    __slots__ = ("backward", "parents")
+    __slots__ = ("__weakref__", "backward", "handed_out", "parents")
 
     def __init__(self, parents: tuple[Node | Tensor | None, ...], backward: Backward) -> None:
         self.parents = parents
         self.backward: Backward | None = backward
+        # Arrays that somebody may write into, each beside a copy; memory that is gone was not needed for the backward.
+        self.handed_out: list[tuple[weakref.ref[Array], Array]] = []
+
+    def check_unchanged(self) -> None:
+        """Raise `ValueError` where an array that this operation read was written into since."""
+        for reference, copy in self.handed_out:
+            array = reference()
+            if array is not None and not to_numpy(xp.array_equal(array, copy, equal_nan=True)):
+                raise ValueError(
+                    f"The data of a tensor of shape {array.shape} was changed in place between the forward pass and "
+                    "backward(), so the gradient would be that of neither: change it before or after, or assign a new "
+                    "array (tensor.data = ...), which leaves the one of this graph alone."
+                )
 
 
-def record(data: Array, parents: Sequence[Tensor], backward: Backward) -> Tensor:
+def record(data: Array, parents: Sequence[Tensor], backward: Backward, view: bool = False) -> Tensor:
     """The result of an operation as a Tensor, with its node where some parent wants a gradient.
 
     `backward(g)` returns one array, or None, for each parent. An array it returns is new, or `g`, or
-    a view of `g`; never a saved one, and never the same one twice (except `g`).
+    a view of `g`; never a saved one, and never the same one twice (except `g`). `view` says that the result looks at
+    the memory of its only parent.
     """
     out = Tensor.__new__(Tensor)
-    out._data = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
+    out.array = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
     out.grad = None
     out._requires_grad = needs_grad(*parents)
     out._node = None
+    out._readers = parents[0]._readers if view else []
     if out._requires_grad:
         entries = tuple((p._node or p) if p._requires_grad else None for p in parents)
         out._node = Node(entries, backward)
+        reader = weakref.ref(out._node)
+        for tensor in parents if view else (out, *parents):  # a backward may have kept the result as well: exp, say
+            if len(tensor._readers) >= _MANY:
+                tensor._readers[:] = [r for r in tensor._readers if _pending(r)]
+            tensor._readers.append(reader)
     return out
+
+
+_MANY = 16  # readers, after which those that are gone are forgotten
+
+
+def _pending(reader: weakref.ref[Node]) -> Node | None:
+    """The node, if it is still to be walked."""
+    node = reader()
+    return None if node is None or node.backward is None else node
 
 
 def _walk_order(root: Node | Tensor) -> list[Node | Tensor]:
@@ -123,6 +157,8 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
             continue
         g = pending.pop(node)
         assert node.backward is not None
+        if node.handed_out:
+            node.check_unchanged()
         gradients = node.backward(g)
         for parent, gradient in zip(node.parents, gradients, strict=True):
             if parent is None:
@@ -138,7 +174,7 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
                 pending[parent] = _elementwise(xp.add, pending[parent], gradient)
                 ours.add(parent)
         if not retain_graph:
-            node.backward, node.parents = None, ()
+            node.backward, node.parents, node.handed_out = None, (), []
     # Leaves last: if a backward raises, no gradient has changed.
     for leaf in leaves:
         g = pending.pop(leaf)
@@ -194,38 +230,62 @@ class Scatter:
 class Tensor:
     """An array and, with `requires_grad`, the gradient that `backward` leaves in `.grad`.
 
-    `data` is an array, which keeps its dtype, or Python numbers, which become float32. Only floats may
-    require gradients. `.grad` is None or an array like `.data`; it adds up over calls of `backward`.
-    Raises `TypeError` for data that is not numbers.
+    `data` is an array, of which the Tensor takes a copy in the same dtype, or Python numbers, which become float32.
+    Only floats may require gradients. `.grad` is None or an array like `.data`; it adds up over calls of `backward`.
+    Raises `TypeError` for data that is not real numbers.
     """
 
-    __slots__ = ("_data", "_node", "_requires_grad", "grad")
+    __slots__ = ("_node", "_readers", "_requires_grad", "array", "grad")
     __array_ufunc__ = None  # lets `numpy_array * tensor` reach our __rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self._data = _as_array(data)
+        self._take(as_array(data, copy=True), requires_grad)
+
+    def _take(self, array: Array, requires_grad: bool) -> None:
+        """Be a leaf that holds this very array."""
+        self.array = array
         self.grad: Array | None = None
         self._node: Node | None = None
+        self._readers: list[weakref.ref[Node]] = []  # nodes whose backward may have kept the array
         self._requires_grad = False
         self.requires_grad = requires_grad
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("array", "_node", "_requires_grad", "grad")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._readers = []
 
     # -- what it holds
 
     @property
     def data(self) -> Array:
-        """The array itself. Assigning needs the same shape and dtype; writing into it is allowed."""
-        return self._data
+        """The array itself. Assigning needs the same shape and dtype; writing into it is allowed, before the forward
+        pass or after the backward: one that you took before the forward pass and write into before `backward` would
+        go unnoticed."""
+        nodes = [node for reader in self._readers if (node := _pending(reader))]
+        owner, copy = self.array, None
+        while nodes and isinstance(owner.base, xp.ndarray):
+            owner = owner.base  # of the memory, which other tensors may see through views of their own
+        for node in nodes:
+            if not any(known() is owner for known, _ in node.handed_out):
+                copy = owner.copy() if copy is None else copy
+                node.handed_out.append((weakref.ref(owner), copy))
+        return self.array
 
     @data.setter
     def data(self, array: Array) -> None:
         if not isinstance(array, xp.ndarray):
             raise TypeError(f"The data takes an array like the one it replaces, not {type(array).__name__}.")
-        if array.shape != self._data.shape or array.dtype != self._data.dtype:
+        if array.shape != self.array.shape or array.dtype != self.array.dtype:
             raise ValueError(
-                f"The data has shape {self._data.shape} and dtype {self._data.dtype}; "
+                f"The data has shape {self.array.shape} and dtype {self.array.dtype}; "
                 f"it cannot be replaced by shape {array.shape} and dtype {array.dtype}."
             )
-        self._data = array
+        if array is not self.array:
+            self.array, self._readers = array, []  # no graph has read this one
 
     @property
     def requires_grad(self) -> bool:
@@ -234,48 +294,51 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        if value and self._data.dtype.kind != "f":
-            raise TypeError(f"Only floats may require gradients; this tensor holds {self._data.dtype}.")
+        if value and self.array.dtype.kind != "f":
+            raise TypeError(f"Only floats may require gradients; this tensor holds {self.array.dtype}.")
         if self._node is not None:
             raise ValueError("Setting requires_grad belongs to leaves; this tensor is a result: detach() it first.")
         self._requires_grad = bool(value)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._data.shape
+        return self.array.shape
 
     @property
     def dtype(self) -> Any:
-        return self._data.dtype
+        return self.array.dtype
 
     @property
     def ndim(self) -> int:
-        return self._data.ndim
+        return self.array.ndim
 
     @property
     def size(self) -> int:
-        return self._data.size
+        return self.array.size
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self.array)
 
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self._requires_grad else ""
-        return f"Tensor({to_numpy(self._data)}, dtype={self.dtype}{grad})"
+        return f"Tensor({to_numpy(self.array)}, dtype={self.dtype}{grad})"
 
     def item(self) -> float:
         """The one number of a tensor of size 1."""
         if self.size != 1:
             raise ValueError(f"item() needs exactly one number; this tensor has shape {self.shape}.")
-        return self._data.item()
+        return self.array.item()
 
     def numpy(self) -> np.ndarray:
         """A NumPy copy, which later steps never change."""
-        return to_numpy(self._data).copy()
+        return to_numpy(self.array).copy()
 
     def detach(self) -> Tensor:
-        """The same data as a leaf that needs no gradient."""
-        return Tensor(self._data)
+        """A leaf that needs no gradient and holds the same array."""
+        leaf = Tensor.__new__(Tensor)
+        leaf._take(self.array, requires_grad=False)
+        leaf._readers = self._readers
+        return leaf
 
     def backward(self, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf) to the `.grad` of every leaf that requires it.
@@ -294,7 +357,7 @@ class Tensor:
                 "backward() found nothing that requires a gradient: pass requires_grad=True to a Tensor, "
                 "and compute outside no_grad()."
             )
-        _backward(self._node or self, xp.ones_like(self._data), retain_graph)
+        _backward(self._node or self, xp.ones_like(self.array), retain_graph)
 
     # -- arithmetic; the rest follows from these four
 
@@ -305,25 +368,25 @@ class Tensor:
             return unbroadcast(g, a_shape), unbroadcast(g, b_shape)
 
         a_shape, b_shape = a.shape, b.shape
-        return record(_elementwise(xp.add, a._data, b._data), (a, b), backward)
+        return record(_elementwise(xp.add, a.array, b.array), (a, b), backward)
 
     def __mul__(self, other: Any) -> Tensor:
         a, b = self, as_tensor(other, self)
         a_shape, b_shape = a.shape, b.shape
-        saved_a = a._data if b.requires_grad else None
-        saved_b = b._data if a.requires_grad else None
+        saved_a = a.array if b.requires_grad else None
+        saved_b = b.array if a.requires_grad else None
 
         def backward(g: Array) -> tuple[Array | None, Array | None]:
             da = None if saved_b is None else unbroadcast(_elementwise(xp.multiply, g, saved_b), a_shape)
             db = None if saved_a is None else unbroadcast(_elementwise(xp.multiply, g, saved_a), b_shape)
             return da, db
 
-        return record(_elementwise(xp.multiply, a._data, b._data), (a, b), backward)
+        return record(_elementwise(xp.multiply, a.array, b.array), (a, b), backward)
 
     def __pow__(self, exponent: float) -> Tensor:
-        if not isinstance(exponent, (int, float)):
+        if not isinstance(exponent, (int, float, np.integer, np.floating)):
             raise TypeError(f"A tensor is raised to a Python number, not to {type(exponent).__name__}.")
-        x = self._data
+        x, exponent = self.array, exponent.item() if isinstance(exponent, np.number) else exponent
 
         def backward(g: Array) -> tuple[Array]:
             # d(xᵖ)/dx = p xᵖ⁻¹; for p = 0 it is 0, at x = 0 too
@@ -342,8 +405,8 @@ class Tensor:
         if b.ndim == 1:
             return (a @ b.reshape(-1, 1))._drop_axis(-1)
         a_shape, b_shape = a.shape, b.shape
-        saved_a = a._data if b.requires_grad else None
-        saved_b = b._data if a.requires_grad else None
+        saved_a = a.array if b.requires_grad else None
+        saved_b = b.array if a.requires_grad else None
 
         def backward(g: Array) -> tuple[Array | None, Array | None]:
             # dA = G Bᵀ, dB = Aᵀ G
@@ -351,7 +414,7 @@ class Tensor:
             db = None if saved_a is None else unbroadcast(saved_a.swapaxes(-1, -2) @ g, b_shape)
             return da, db
 
-        return record(a._data @ b._data, (a, b), backward)
+        return record(a.array @ b.array, (a, b), backward)
 
     def __neg__(self) -> Tensor:
         return self * -1
@@ -385,7 +448,7 @@ class Tensor:
         def backward(g: Array) -> tuple[Array]:
             return (xp.broadcast_to(_restore_axes(g, shape, axis, keepdims), shape),)
 
-        return record(self._data.sum(axis=axis, keepdims=keepdims), (self,), backward)
+        return record(self.array.sum(axis=axis, keepdims=keepdims), (self,), backward)
 
     def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         total = self.sum(axis, keepdims)
@@ -395,13 +458,13 @@ class Tensor:
 
     def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
         """The largest entries; equal ones share the gradient evenly."""
-        x, shape = self._data, self.shape
+        x, shape = self.array, self.shape
         top = x.max(axis=axis, keepdims=keepdims)
 
         def backward(g: Array) -> tuple[Array]:
             winners = x == _restore_axes(top, shape, axis, keepdims)
-            share = winners / winners.sum(axis=axis, keepdims=True)
-            return ((_restore_axes(g, shape, axis, keepdims) * share).astype(x.dtype),)
+            share = _restore_axes(g, shape, axis, keepdims) / winners.sum(axis=axis, keepdims=True)
+            return (xp.where(winners, share, 0).astype(x.dtype),)
 
         return record(top, (self,), backward)
 
@@ -413,20 +476,20 @@ class Tensor:
         def backward(g: Array) -> tuple[Array]:
             return (g.reshape(old),)
 
-        return record(self._data.reshape(*shape), (self,), backward)
+        return record(self.array.reshape(*shape), (self,), backward, view=True)
 
     def transpose(self, *axes: Any) -> Tensor:
         """The axes in the given order, or reversed where none is given."""
         if len(axes) == 1 and isinstance(axes[0], (tuple, list)):
             axes = tuple(axes[0])
-        data = self._data.transpose(axes) if axes else self._data.T  # refuses axes that are not there
+        data = self.array.transpose(axes) if axes else self.array.T  # refuses axes that are not there
         order = tuple(axis % self.ndim for axis in axes) or tuple(reversed(range(self.ndim)))
         back = tuple(order.index(axis) for axis in range(self.ndim)) if self._requires_grad else ()
 
         def backward(g: Array) -> tuple[Array]:
             return (g.transpose(back),)
 
-        return record(data, (self,), backward)
+        return record(data, (self,), backward, view=True)
 
     def _drop_axis(self, axis: int) -> Tensor:
         axis %= self.ndim
@@ -447,35 +510,33 @@ class Tensor:
             return (Scatter(positions.reshape(-1), size)(g.reshape(-1)).reshape(shape),)
 
         if positions is None:
-            return record(self._data[index], (self,), backward)
-        return record(self._data.reshape(-1)[asarray(positions)], (self,), backward)
+            return record(self.array[index], (self,), backward, view=True)
+        return record(self.array.reshape(-1)[asarray(positions)], (self,), backward)
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """A Tensor as it is, an array as a Tensor, a number as a Tensor of the dtype of `like`."""
+    """A Tensor as it is, an array as a Tensor, a number, also in a 0-d array, as a Tensor of the dtype of `like`."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and isinstance(value, (int, float, np.number)) and like.dtype.kind == "f":
-        return Tensor(xp.asarray(value, dtype=like.dtype))
+    if like is not None and like.dtype.kind == "f":
+        if isinstance(value, (int, float)):
+            return Tensor(xp.asarray(value, dtype=like.dtype))
+        if isinstance(value, (np.number, np.ndarray, xp.ndarray)) and value.ndim == 0:
+            return Tensor(as_array(value).astype(like.dtype))
     return Tensor(value)
 
 
-def _as_array(data: Any) -> Array:
+def as_array(data: Any, copy: bool = False) -> Array:
+    """Real numbers of any kind as an array of the backend; with `copy`, one that nobody else holds."""
     if isinstance(data, Tensor):
         raise TypeError("This is a Tensor already; use it as it is, or its detach().")
-    if isinstance(data, xp.ndarray):
-        array = data
-    else:
-        host = np.asarray(data)
-        if host.dtype.kind not in "fiubc":
-            raise TypeError(
-                f"A Tensor holds numbers: an array, or (nested) Python numbers; {type(data).__name__} "
-                f"of dtype {host.dtype} is neither."
-            )
-        array = xp.asarray(host if isinstance(data, (np.ndarray, np.generic)) else host.astype(np.float32))
+    array = data if isinstance(data, xp.ndarray) else np.asarray(data)
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"A Tensor holds real numbers, not {array.dtype}.")
-    return array
+        what = "real numbers" if array.dtype.kind == "c" else "numbers: an array, or (nested) Python numbers"
+        raise TypeError(f"A Tensor holds {what}, not {type(data).__name__} of dtype {array.dtype}.")
+    if not isinstance(data, (np.ndarray, np.generic, xp.ndarray)):
+        return xp.asarray(array.astype(np.float32))
+    return xp.array(array) if copy else xp.asarray(array)
 
 
 def _elementwise(operation: Any, a: Array, b: Array) -> Array:
@@ -498,7 +559,7 @@ def _restore_axes(g: Array, shape: tuple[int, ...], axis: Any, keepdims: bool) -
 def _on_host(index: Any) -> Any:
     """Part of an index, its arrays on the CPU: there NumPy checks them, where a GPU would wrap what is outside."""
     if isinstance(index, Tensor):
-        index = index._data
+        index = index.array
     return to_numpy(index) if isinstance(index, (list, np.ndarray, xp.ndarray)) else index
 
 

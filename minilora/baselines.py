@@ -170,10 +170,11 @@ class RandomSubspace(Adam):
     """Adam on z alone, where θ = θ₀ + P z for a random P of n columns (Li et al. 2018): how many does a task need?
 
     Each row of P has one ±1, in a random column: the columns are orthogonal, and P is never stored as a matrix.
+    `collect_gradients` makes z's gradient of the model's, for clipping to bound; `step` does it where nobody has.
     """
 
     def __init__(self, params: list[Parameter], n: int, lr: float, seed: int = 0) -> None:
-        self.targets = params
+        self.targets = list(params)
         self.starts = [p.data.copy() for p in params]
         rng = np.random.default_rng(seed)
         columns = [rng.integers(0, n, p.size) for p in params]
@@ -183,18 +184,22 @@ class RandomSubspace(Adam):
         super().__init__([self.z], lr)
 
     def zero_grad(self) -> None:
-        for p in self.targets:
+        for p in [*self.targets, self.z]:
             p.grad = None
 
-    def step(self) -> None:
-        gradient = xp.zeros_like(self.z.data)
+    def collect_gradients(self) -> None:
+        """∂L/∂z = Pᵀ ∂L/∂θ. Without any gradient of the model's, z has none either."""
         for p, add_up, sign in zip(self.targets, self.sums, self.signs, strict=True):
-            if p.grad is not None:  # ∂L/∂z = Pᵀ ∂L/∂θ
-                gradient += add_up(p.grad.reshape(-1) * sign)
-        self.z.grad = gradient
+            if p.grad is not None:
+                gradient = add_up(p.grad.reshape(-1) * sign)
+                self.z.grad = gradient if self.z.grad is None else self.z.grad + gradient
+                p.grad = None  # it went into z's
+
+    def step(self) -> None:
+        self.collect_gradients()
         super().step()
         for p, start, column, sign in zip(self.targets, self.starts, self.columns, self.signs, strict=True):
-            p.data = start + (self.z.data[column] * sign).reshape(start.shape)
+            p.data = start + (self.z.array[column] * sign).reshape(start.shape)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------

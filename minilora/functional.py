@@ -25,18 +25,18 @@ from .backend import asarray, backend_name, empty, matmul, matmul_over_rows, to_
 def relu(x: Tensor) -> Tensor:
     """max(x, 0); the derivative at 0 is taken as 0."""
     x = as_tensor(x)
-    positive = x.data > 0
+    positive = x.array > 0
 
     def backward(g: Array) -> tuple[Array]:
-        return (g * positive,)
+        return (xp.where(positive, g, 0),)  # not g * positive, which is NaN where g is infinite
 
-    return record(x.data * positive, (x,), backward)
+    return record(xp.maximum(x.array, 0), (x,), backward)
 
 
 def tanh(x: Tensor) -> Tensor:
     """d tanh(x)/dx = 1 - tanh²(x)."""
     x = as_tensor(x)
-    y = xp.tanh(x.data)
+    y = xp.tanh(x.array)
 
     def backward(g: Array) -> tuple[Array]:
         return (g * (1 - y * y),)
@@ -47,7 +47,7 @@ def tanh(x: Tensor) -> Tensor:
 def exp(x: Tensor) -> Tensor:
     """d exp(x)/dx = exp(x)."""
     x = as_tensor(x)
-    y = xp.exp(x.data)
+    y = xp.exp(x.array)
 
     def backward(g: Array) -> tuple[Array]:
         return (g * y,)
@@ -58,7 +58,7 @@ def exp(x: Tensor) -> Tensor:
 def log(x: Tensor) -> Tensor:
     """The natural logarithm; d log(x)/dx = 1/x."""
     x = as_tensor(x)
-    saved = x.data
+    saved = x.array
 
     def backward(g: Array) -> tuple[Array]:
         return (g / saved,)
@@ -69,7 +69,7 @@ def log(x: Tensor) -> Tensor:
 def sqrt(x: Tensor) -> Tensor:
     """d √x/dx = 1/(2√x)."""
     x = as_tensor(x)
-    y = xp.sqrt(x.data)
+    y = xp.sqrt(x.array)
 
     def backward(g: Array) -> tuple[Array]:
         return (g / (2 * y),)
@@ -86,7 +86,7 @@ def gelu(x: Tensor) -> Tensor:
     x = as_tensor(x)
     y = empty(x.shape, x.dtype)
     derivative = empty(x.shape, x.dtype) if needs_grad(x) else None
-    flat_x, flat_y = x.data.reshape(-1), y.reshape(-1)
+    flat_x, flat_y = x.array.reshape(-1), y.reshape(-1)
     flat_derivative = None if derivative is None else derivative.reshape(-1)
     # Block by block, so that the fifteen passes stay in the cache: 1.3 to 1.5 times as fast. A GPU takes all at once.
     step = _BLOCK if backend_name() == "numpy" else max(1, x.size)
@@ -139,7 +139,7 @@ def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
     def backward(g: Array) -> tuple[Array]:
         return (g * keep,)
 
-    return record(x.data * keep, (x,), backward)
+    return record(x.array * keep, (x,), backward)
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dtype: Any) -> Array:
@@ -153,7 +153,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator, dty
 def softmax(x: Tensor) -> Tensor:
     """y = exp(x)/Σ exp(x); dx = y(g - Σ g y)."""
     x = as_tensor(x)
-    y = _softmax(x.data)
+    y = _softmax(x.array)
 
     def backward(g: Array) -> tuple[Array]:
         return (y * (g - (g * y).sum(axis=-1, keepdims=True)),)
@@ -164,7 +164,7 @@ def softmax(x: Tensor) -> Tensor:
 def log_softmax(x: Tensor) -> Tensor:
     """y = x - log Σ exp(x); dx = g - exp(y) Σ g."""
     x = as_tensor(x)
-    shifted = x.data - x.data.max(axis=-1, keepdims=True)
+    shifted = x.array - x.array.max(axis=-1, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
 
     def backward(g: Array) -> tuple[Array]:
@@ -180,13 +180,16 @@ def _softmax(x: Array) -> Array:
     return y
 
 
-def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`, in nats.
+def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`, in nats; or their "sum".
 
-    logits (..., V), targets (...) integers. dlogits = (softmax - one-hot)/count, zero where ignored.
+    logits (..., V), targets (...) integers. dlogits = (softmax - one-hot)/count, zero where ignored; for the sum it is
+    not divided. Means of parts with different counts do not average to the mean of the whole; sums add up to it.
     Raises `TypeError` for targets that are not integers, `ValueError` where the shapes differ, a target
-    is outside 0 ... V-1, or none is left to average over.
+    is outside 0 ... V-1, none is left to average over, or for another reduction.
     """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", not {reduction!r}.')
     logits = as_tensor(logits)
     V = logits.shape[-1]
     host = _integers(targets, "targets")
@@ -195,24 +198,25 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100) -> Ten
     host = host.reshape(-1)
     counted = host != ignore_index
     count = int(counted.sum())
-    if count == 0:
+    if count == 0 and reduction == "mean":
         raise ValueError(f"The loss has no target to average over: all {host.size} are ignored ({ignore_index}).")
     _check_range(host[counted], V, "target")
 
     # Only the rows that count are looked at: for LoRA on answers that is half of them.
     rows = None if count == host.size else asarray(np.flatnonzero(counted))
     target = asarray(host[counted])
-    flat = logits.data.reshape(-1, V)
+    flat = logits.array.reshape(-1, V)
     picked = flat if rows is None else flat[rows]  # (M, V) -> (count, V)
     probability = xp.subtract(picked, picked.max(axis=-1, keepdims=True), out=empty(picked.shape, flat.dtype))
     at_target = probability[xp.arange(count), target]
     xp.exp(probability, out=probability)
     total = (probability @ _column(1.0, V, flat.dtype))[:, 0]  # a sum over V, five times as fast as sum(axis=-1)
-    loss = (xp.log(total) - at_target).sum() / count
+    divisor = count if reduction == "mean" else 1
+    loss = (xp.log(total) - at_target).sum() / divisor
     shape, flat_shape, dtype = logits.shape, flat.shape, flat.dtype
 
     def backward(g: Array) -> tuple[Array]:
-        scale = g / count
+        scale = g / divisor
         d = xp.multiply(probability, (scale / total)[:, None], out=empty(probability.shape, dtype))
         d[xp.arange(count), target] -= scale
         if rows is not None:
@@ -235,13 +239,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"linear() needs x (..., in) and weight (out, in); these are {x.shape} and {weight.shape}.")
     parents = (x, weight) if bias is None else (x, weight, bias)
-    rows = x.data.reshape(-1, x.shape[-1])  # (..., in) -> (M, in)
-    y = matmul(rows, weight.data.T)  # (M, in) @ (in, out) -> (M, out)
+    rows = x.array.reshape(-1, x.shape[-1])  # (..., in) -> (M, in)
+    y = matmul(rows, weight.array.T)  # (M, in) @ (in, out) -> (M, out)
     if bias is not None:
-        y += bias.data
+        y += bias.array
     shape = x.shape
     saved_rows = rows if weight.requires_grad else None
-    saved_weight = weight.data if x.requires_grad else None
+    saved_weight = weight.array if x.requires_grad else None
     bias_needs_grad, count = bias is not None and bias.requires_grad, len(parents)
 
     def backward(g: Array) -> tuple[Array | None, ...]:
@@ -267,14 +271,14 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
             f"layer_norm() needs x (..., D), weight (D,) and bias (D,); "
             f"these are {x.shape}, {weight.shape} and {bias.shape}."
         )
-    rows = x.data.reshape(-1, D)
+    rows = x.array.reshape(-1, D)
     # A product with a column of 1/D is the mean, five times as fast as mean(axis=-1).
     x_hat = xp.subtract(rows, rows @ _column(1 / D, D, rows.dtype), out=empty(rows.shape, rows.dtype))
-    r_std = 1 / xp.sqrt(xp.einsum("md,md->m", x_hat, x_hat) / D + eps)[:, None]  # (M, 1)
+    r_std = 1 / xp.sqrt(xp.einsum("md,md->m", x_hat, x_hat) / D + float(eps))[:, None]  # (M, 1)
     x_hat *= r_std
-    y = xp.multiply(x_hat, weight.data, out=empty(rows.shape, rows.dtype))
-    y += bias.data
-    shape, w = x.shape, weight.data
+    y = xp.multiply(x_hat, weight.array, out=empty(rows.shape, rows.dtype))
+    y += bias.array
+    shape, w = x.shape, weight.array
     x_needs, w_needs, b_needs = x.requires_grad, weight.requires_grad, bias.requires_grad
 
     def backward(g: Array) -> tuple[Array | None, ...]:
@@ -302,12 +306,12 @@ def embedding(weight: Tensor, ids: Any) -> Tensor:
     V, D = weight.shape
     host = _integers(ids, "ids")
     _check_range(host, V, "id")
-    flat = host.reshape(-1)
+    flat = host.flatten()  # a copy: the caller may write into ids before the backward
 
     def backward(g: Array) -> tuple[Array]:
         return (Scatter(flat, V)(g.reshape(-1, D)),)
 
-    return record(weight.data[asarray(flat)].reshape(*host.shape, D), (weight,), backward)
+    return record(weight.array[asarray(flat)].reshape(*host.shape, D), (weight,), backward)
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
@@ -318,7 +322,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
     def backward(g: Array) -> tuple[Array, ...]:
         return tuple(xp.split(g, ends, axis=axis))
 
-    return record(xp.concatenate([x.data for x in parts], axis=axis), parts, backward)
+    return record(xp.concatenate([x.array for x in parts], axis=axis), parts, backward)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -344,7 +348,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if S < T:
         raise ValueError(f"Each of the {T} queries needs a key at its own position; there are only {S} keys.")
     scale, dtype = 1 / math.sqrt(d), q.dtype
-    queries, keys, values, y = q.data, k.data, v.data, _heads(B, H, T, d, dtype)
+    queries, keys, values, y = q.array, k.array, v.array, _heads(B, H, T, d, dtype)
     blocks = []  # (queries, keys they see, P) of each block
     for start in range(0, T, _QUERIES):
         block = slice(start, min(start + _QUERIES, T))
@@ -432,7 +436,7 @@ def _add_product(total: Array, seen: slice, a: Array, b: Array) -> None:
 
 def _integers(values: Any, name: str) -> np.ndarray:
     """Ids or targets as a NumPy array: they are checked on the CPU, since a GPU would wrap them silently."""
-    host = to_numpy(values.data if isinstance(values, Tensor) else values)
+    host = to_numpy(values.array if isinstance(values, Tensor) else values)
     if host.dtype.kind not in "iu":
         raise TypeError(f"The {name} must be integers, not {host.dtype}.")
     return host

@@ -1,65 +1,136 @@
-"""Sampling from a model: greedy, by temperature, among the top k."""
+"""Sampling from a model: greedy, by temperature, among the top k.
+
+Letters: B prompts of a batch · n tokens so far · V vocabulary.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .autograd import no_grad
+from .autograd import Tensor, no_grad
 from .backend import to_numpy
 from .data import TextCodec
 from .gpt import GPT, Cache
+from .nn import evaluating
 
 
 def generate(
-    model: GPT, ids: Any, new_tokens: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    model: GPT,
+    ids: Any,
+    new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    stop: int | Sequence[int] = (),
 ) -> np.ndarray:
-    """The ids (n,) followed by `new_tokens` more: (n + new_tokens,).
+    """The ids (n,) followed by up to `new_tokens` more; or every row of ids (B, n) by its own.
 
     `temperature` divides the logits; 0 is greedy, the likeliest token each time. `top_k` keeps only the k likeliest.
+    `stop` is an id, or several: a row ends with the first of them to be chosen, which fills what other rows of a batch
+    are longer by. One prompt draws from `default_rng(seed)`, row i of a batch from `default_rng([seed, i])`.
+
     A token costs one position, thanks to a cache of keys and values; once the context is full, the model reads its
     last `context_length` tokens anew for each. The model is read in evaluation mode. Raises `ValueError` for settings
-    out of range or an empty prompt.
+    out of range, an empty prompt, or logits that are not finite.
     """
-    prompt = to_numpy(ids).ravel()
-    if prompt.size == 0:
-        raise ValueError("Generating needs a prompt of at least one token.")
-    if prompt.dtype.kind not in "iu":
-        raise TypeError(f"The prompt's ids must be integers, not {prompt.dtype}.")
-    sequence = prompt.tolist()
+    prompt = _integers(ids)
+    stops = [stop] if isinstance(stop, (int, np.integer)) else list(stop)
+    rows = np.atleast_2d(prompt)
+    seeds = [seed] if prompt.ndim == 1 else [[seed, row] for row in range(len(rows))]
+    longer = _continue(model, rows, new_tokens, temperature, top_k, seeds, lambda rows: np.isin(rows[:, -1], stops))
+    return longer if prompt.ndim == 2 else longer[0]
+
+
+def generate_text(
+    model: GPT,
+    vocabulary: TextCodec,
+    prompt: str,
+    new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    stop: str | None = None,
+) -> str:
+    """The prompt and what the model says next, up to `new_tokens` tokens, or to the text `stop`, which is left out.
+
+    Other settings as in `generate`.
+    """
+    if stop == "":
+        raise ValueError("stop must be a text of at least one character, or None.")
+    prompt_ids = _integers(vocabulary.encode(prompt))
+    n = len(prompt_ids)
+
+    def ended(rows: np.ndarray) -> np.ndarray:
+        return np.array([stop is not None and stop in vocabulary.decode(row[n:]) for row in rows])
+
+    (row,) = _continue(model, prompt_ids[None], new_tokens, temperature, top_k, [seed], ended)
+    text = vocabulary.decode(row)
+    end = -1 if stop is None else text.find(stop, len(vocabulary.decode(row[:n])))
+    return text if end < 0 else text[:end]
+
+
+def _continue(
+    model: GPT,
+    rows: np.ndarray,
+    new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seeds: Sequence[Any],
+    ended: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """(B, n) -> (B, n + up to new_tokens); `ended(rows)` (B,) says which rows are complete."""
     if new_tokens < 0:
         raise ValueError(f"new_tokens must be at least 0, not {new_tokens}.")
     if not 0 <= temperature < float("inf"):
         raise ValueError(f"temperature must be a finite number, at least 0 (greedy), not {temperature}.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    rng = np.random.default_rng(seed)
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
-            for _ in range(new_tokens):
-                if cache is not None and len(sequence) <= model.config.context_length:
-                    logits = model(np.array([sequence[cache.length :]]), cache)  # (1, new)
-                else:  # every token has moved to another position: nothing remembered is of use
-                    logits = model(np.array([sequence[-model.config.context_length :]]))
-                sequence.append(_choose(to_numpy(logits.data)[0, -1].astype(np.float64), temperature, top_k, rng))
-    finally:
-        model.train(was_training)
-    return np.array(sequence, dtype=np.int64)
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    done = np.zeros(len(rows), dtype=bool)
+    cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
+    with no_grad(), evaluating():
+        for _ in range(new_tokens):
+            if cache is not None and rows.shape[1] <= model.config.context_length:
+                logits = model(rows[:, cache.length :], cache)  # (B, new, V)
+            else:  # every token has moved to another position: nothing remembered is of use
+                logits = model(rows[:, -model.config.context_length :])
+            last = to_numpy(logits.array)[:, -1].astype(np.float64)  # (B, V)
+            chosen = [_choose(*pair, temperature, top_k) for pair in zip(last, generators, strict=True)]
+            tokens = np.where(done, rows[:, -1], chosen)
+            rows = np.concatenate([rows, tokens[:, None]], axis=1)
+            done |= ended(rows)
+            if done.all():
+                break
+    return rows
 
 
-def _choose(logits: np.ndarray, temperature: float, top_k: int | None, rng: np.random.Generator) -> int:
+def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int | None) -> int:
+    top = logits.max()
+    if not np.isfinite(top):  # -inf alone says "never this token"
+        raise ValueError(
+            f"No token can be chosen, since the model's largest logit is {top}: its weights or its adapter are not "
+            "finite, as after training that diverged."
+        )
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < logits.size:
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
-    weights = np.exp((logits - logits.max()) / temperature)
+    weights = np.exp((logits - top) / temperature)
     return int(rng.choice(logits.size, p=weights / weights.sum()))
 
 
-def generate_text(model: GPT, vocabulary: TextCodec, prompt: str, new_tokens: int, **settings: Any) -> str:
-    """The prompt and what the model says next; settings as in `generate`."""
-    return vocabulary.decode(generate(model, vocabulary.encode(prompt), new_tokens, **settings))
+def _integers(ids: Any) -> np.ndarray:
+    """A prompt (n,), or a batch of them (B, n), as a copy."""
+    prompt = to_numpy(ids.array if isinstance(ids, Tensor) else ids)
+    if prompt.ndim not in (1, 2):
+        raise ValueError(f"Generating reads ids of shape (n,), or a batch of them (B, n), not {prompt.shape}.")
+    if prompt.size == 0:
+        raise ValueError("Generating needs a prompt of at least one token.")
+    if prompt.dtype.kind not in "iu":
+        raise TypeError(f"The prompt's ids must be integers, not {prompt.dtype}.")
+    return prompt.astype(np.int64)

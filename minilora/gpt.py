@@ -156,7 +156,7 @@ class GPT(Module):
 
     def embed(self, ids: Any, start: int = 0) -> Tensor:
         """Token and position together, from position `start` on: ids (B, T) -> (B, T, D)."""
-        ids = to_numpy(ids.data if isinstance(ids, Tensor) else ids)
+        ids = to_numpy(ids.array if isinstance(ids, Tensor) else ids)
         if ids.ndim != 2 or ids.size == 0:
             raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
         end, limit = start + ids.shape[1], self.config.context_length

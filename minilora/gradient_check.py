@@ -23,11 +23,11 @@ _STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, seed: int = 0) -> bool:
     """Check the gradients of `fn(*inputs)` with respect to every input; returns True.
 
-    Inputs are float64 arrays, or Tensors (a model's parameters, say), which are perturbed in place and
-    restored; those that do not require a gradient are left alone. A result that is not one number is
-    weighted with random numbers. `tolerance` is relative to the largest gradient of the whole check.
-    Raises `AssertionError` naming the input, the index, and both derivatives; `TypeError` for inputs
-    that are not float64.
+    Inputs are float64 arrays, of which `fn` gets copies, or Tensors (a model's parameters, say), whose data is
+    exchanged for the time of the check; those that do not require a gradient are left alone. A result that is not one
+    number is weighted with random numbers. `tolerance` is relative to the largest gradient of the whole check.
+    Raises `AssertionError` naming the input, the index, and both derivatives, or the input that `fn` wrote into;
+    `TypeError` for inputs that are not float64.
     """
     tensors = [x if isinstance(x, Tensor) else Tensor(to_numpy(x), requires_grad=True) for x in inputs]
     checked = [i for i, t in enumerate(tensors) if t.requires_grad]
@@ -40,20 +40,30 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
     if not checked:
         raise ValueError("gradcheck found nothing to check: no input requires a gradient.")
     rng = np.random.default_rng(seed)
+    originals = [tensors[i].array for i in checked]
+    points = [to_numpy(array).copy() for array in originals]
+
+    def call() -> Tensor:
+        """fn, which must leave its inputs as they are."""
+        given = [to_numpy(tensor.array).copy() for tensor in tensors]
+        out = fn(*tensors)
+        for i, (tensor, array) in enumerate(zip(tensors, given, strict=True)):
+            _check_unchanged(f"fn changed its input {i}", to_numpy(tensor.array), array)
+        return out
 
     before = [tensors[i].grad for i in checked]
     try:
-        for i in checked:
-            tensors[i].grad = None
-        out = fn(*tensors)
+        for i, point in zip(checked, points, strict=True):
+            tensors[i].grad, tensors[i].data = None, asarray(point.copy())
+        out = call()
         weights = rng.normal(size=out.shape)
         (out * asarray(weights)).sum().backward()
         analytic = [
             np.zeros(tensors[i].shape) if tensors[i].grad is None else to_numpy(tensors[i].grad).copy() for i in checked
         ]
     finally:
-        for i, grad in zip(checked, before, strict=True):
-            tensors[i].grad = grad
+        for i, grad, original in zip(checked, before, originals, strict=True):
+            tensors[i].grad, tensors[i].data = grad, original
     for i, gradient in zip(checked, analytic, strict=True):
         if gradient.shape != tensors[i].shape:
             raise AssertionError(
@@ -63,16 +73,16 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
 
     def value(number: int, x: np.ndarray) -> np.ndarray:
         """fn with input `number` at x."""
-        tensor = tensors[checked[number]]
-        original = tensor.data
         try:
+            for i, point in zip(checked, points, strict=True):
+                tensors[i].data = asarray(point.copy())
+            tensors[checked[number]].data = asarray(x.copy())
             with no_grad():
-                tensor.data = asarray(x)
-                return to_numpy(fn(*tensors).data) * weights
+                return to_numpy(call().array) * weights
         finally:
-            tensor.data = original
+            for i, original in zip(checked, originals, strict=True):
+                tensors[i].data = original
 
-    points = [to_numpy(tensors[i].data).copy() for i in checked]
     _compare(value, points, analytic, checked, tolerance, rng)
     return True
 
@@ -83,27 +93,50 @@ def check_gradient(
     """Check a hand-written gradient of a plain NumPy function; returns True.
 
     `f(x)` is one number and `grad(x)` an array like x, float64. x may be a tuple of arrays: then
-    `f(*x)` and `grad(*x)`, a tuple in the same order. Raises as `gradcheck` does, and `ValueError` where
-    a gradient does not have the shape of its input.
+    `f(*x)` and `grad(*x)`, a tuple in the same order. Both get copies, and must leave them as they are. Raises as
+    `gradcheck` does, `ValueError` where a gradient does not have the shape of its input, and `TypeError` for complex
+    numbers.
     """
-    points = [np.array(a, dtype=np.float64) for a in (x if isinstance(x, tuple) else (x,))]
-    result = grad(*points)
-    analytic = [np.asarray(a) for a in (result if isinstance(x, tuple) else (result,))]
+    points = [_real(a, "x") for a in (x if isinstance(x, tuple) else (x,))]
+
+    def call(function: Callable[..., Any], name: str, arrays: Sequence[np.ndarray]) -> Any:
+        given = [array.copy() for array in arrays]
+        result = function(*given)
+        for i, (after, array) in enumerate(zip(given, arrays, strict=True)):
+            _check_unchanged(f"{name} changed its input {i}", after, array)
+        return result
+
+    result = call(grad, "grad", points)
+    analytic = [_real(a, "a gradient") for a in (result if isinstance(x, tuple) else (result,))]
     if len(analytic) != len(points):
         raise ValueError(f"grad returned {len(analytic)} gradients for {len(points)} inputs.")
     for i, (a, p) in enumerate(zip(analytic, points, strict=True)):
         if a.shape != p.shape:
             raise ValueError(f"The gradient of input {i} has shape {a.shape}; its input has shape {p.shape}.")
-    if np.size(f(*points)) != 1:
-        raise ValueError(
-            f"f must return one number; it returned shape {np.shape(f(*points))}: sum it, weighted or not."
-        )
+    shape = np.shape(call(f, "f", points))
+    if np.prod(shape) != 1:
+        raise ValueError(f"f must return one number; it returned shape {shape}: sum it, weighted or not.")
 
     def value(number: int, x: np.ndarray) -> np.ndarray:
-        return np.asarray(f(*points[:number], x, *points[number + 1 :]), dtype=np.float64)
+        return _real(call(f, "f", [*points[:number], x, *points[number + 1 :]]), "f(x)")
 
     _compare(value, points, analytic, list(range(len(points))), tolerance, np.random.default_rng(seed))
     return True
+
+
+def _check_unchanged(what: str, after: np.ndarray, before: np.ndarray) -> None:
+    if not np.array_equal(after, before, equal_nan=True):
+        raise AssertionError(
+            f"{what} in place, so its result means nothing at that point: let it work on a copy (x = x.copy()), or "
+            "make a new array (x = 2 * x, not x *= 2)."
+        )
+
+
+def _real(numbers: Any, what: str) -> np.ndarray:
+    """A float64 copy. Raises `TypeError` for complex numbers, whose imaginary part would be lost."""
+    if np.iscomplexobj(numbers):
+        raise TypeError(f"check_gradient compares real numbers; {what} is complex.")
+    return np.array(numbers, dtype=np.float64)
 
 
 # ---- how it compares ---------------------------------------------------------------------------------

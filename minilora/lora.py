@@ -25,7 +25,7 @@ from . import functional as F
 from .autograd import Array, Tensor, needs_grad, record
 from .backend import asarray, matmul, matmul_over_rows, xp
 from .functional import sum_rows
-from .nn import Dropout, Linear, Module, Parameter, gaussian
+from .nn import Dropout, Linear, Module, Parameter, gaussian, held
 
 INITS = ("gaussian", "kaiming")
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
@@ -109,16 +109,16 @@ def lora_linear(
     With z = A x̃ and g = ∂L/∂h:  ∂L/∂B = s gᵀz,  ∂L/∂z = s g B,  ∂L/∂A = (∂L/∂z)ᵀ x̃,
     ∂L/∂x = g W₀ and ∂L/∂x̃ = (∂L/∂z) A. With W₀ frozen, gᵀx is never computed: that is LoRA's saving.
     """
-    rows, dropped_rows = (t.data.reshape(-1, t.shape[-1]) for t in (x, dropped))  # (..., in) -> (M, in)
-    a, b = A.data, B.data
+    rows, dropped_rows = (t.array.reshape(-1, t.shape[-1]) for t in (x, dropped))  # (..., in) -> (M, in)
+    a, b = A.array, B.array
     z = matmul(dropped_rows, a.T)  # (M, in) @ (in, r) -> (M, r)
     z *= scaling
-    h = matmul(rows, weight.data.T)  # (M, in) @ (in, out) -> (M, out)
+    h = matmul(rows, weight.array.T)  # (M, in) @ (in, out) -> (M, out)
     h += matmul(z, b.T)  # (M, r) @ (r, out) -> (M, out)
     if bias is not None:
-        h += bias.data
+        h += bias.array
     shape, same = x.shape, dropped is x
-    w = weight.data
+    w = weight.array
     x_needs, dropped_needs, weight_needs = x.requires_grad, dropped.requires_grad, weight.requires_grad
     saved_rows = rows if weight_needs else None
     bias_needs = bias is not None and bias.requires_grad
@@ -168,12 +168,12 @@ class LoRALinear(Module):
             return F.linear(x, self.weight, self.bias)
         if self.merged_weight is not None:
             y = F.linear(x, self.merged_weight, self.bias)  # one product, as the base
-            return record(y.data, (self.lora_A, self.lora_B), _refuse_backward) if needs_grad(self.lora_A) else y
+            return record(y.array, (self.lora_A, self.lora_B), _refuse_backward) if needs_grad(self.lora_A) else y
         return lora_linear(x, self.dropout(x), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
     def delta_weight(self) -> Array:
         """ΔW = s·B A, (out, in)."""
-        return self.scaling * (self.lora_B.data @ self.lora_A.data)  # (out, r) @ (r, in) -> (out, in)
+        return self.scaling * (self.lora_B.array @ self.lora_A.array)  # (out, r) @ (r, in) -> (out, in)
 
     def check_loadable(self) -> None:
         if self.adapter.merged:
@@ -220,9 +220,8 @@ def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Pa
         base = modules[name]
         assert isinstance(base, Linear)
         layer = LoRALinear(base, adapter, None if seed is None else init_rng)
-        layer.training = base.training
-        layer.dropout.training = base.training
-        _replace(model, name, layer)
+        layer.train(base.training)
+        _replace(model, base, layer)
         trainable += [layer.lora_A, layer.lora_B]
     return trainable
 
@@ -246,7 +245,7 @@ def merge_lora(model: Module) -> None:
     layers = _require_lora(model)
     if shared_adapter(layers).merged:
         raise ValueError("This model is merged already.")
-    merged = {name: layer.weight.data + layer.delta_weight() for name, layer in layers.items()}
+    merged = {name: layer.weight.array + layer.delta_weight() for name, layer in layers.items()}
     for name, weight in merged.items():
         if not xp.isfinite(weight).all().item():
             raise ValueError(f"Nothing was merged: ΔW of {name} is not finite, so its training diverged.")
@@ -268,8 +267,8 @@ def unmerge_lora(model: Module) -> None:
 def remove_lora(model: Module) -> None:
     """A plain model again, the base as it was, merged or not. Raises `ValueError` where there is no LoRA."""
     layers = _require_lora(model)
-    for name, layer in layers.items():
-        _replace(model, name, _plain(layer))
+    for layer in layers.values():
+        _replace(model, layer, _plain(layer))
     for parameter in shared_adapter(layers).thawed:
         parameter.requires_grad = True
 
@@ -292,7 +291,7 @@ def merge_and_unload(model: Module) -> None:
     modules = dict(model.named_modules())
     for name, layer in layers.items():
         assert layer.merged_weight is not None
-        modules[name].weight = Parameter(layer.merged_weight.data, id(layer.weight) in thawed)  # type: ignore[attr-defined]
+        modules[name].weight = Parameter(layer.merged_weight.array, id(layer.weight) in thawed)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -370,13 +369,21 @@ def _plain(layer: LoRALinear) -> Linear:
     return linear
 
 
-def _replace(model: Module, name: str, module: Module) -> None:
-    """Put `module` where the model has the module of that dotted name."""
-    *path, last = name.split(".")
-    owner: Any = model
-    for part in path:
-        owner = owner[int(part)] if isinstance(owner, list) else getattr(owner, part)
-    if isinstance(owner, list):
-        owner[int(last)] = module
-    else:
-        setattr(owner, last, module)
+def _replace(model: Module, old: Module, new: Module) -> None:
+    """Put `new` wherever the model holds `old`, which may be in several places."""
+    for _, module in list(model.named_modules()):
+        for name, value in vars(module).items():
+            vars(module)[name] = _with(value, old, new)
+
+
+def _with(value: Any, old: Module, new: Module) -> Any:
+    """`value` with `new` in the place of `old`; lists and dictionaries stay the same objects, tuples are made anew."""
+    if value is old:
+        return new
+    if isinstance(value, (list, dict)):
+        for key, part in list(enumerate(value) if isinstance(value, list) else value.items()):
+            value[key] = _with(part, old, new)
+    elif isinstance(value, tuple) and any(found is old for _, found in held(value)):
+        parts = [_with(part, old, new) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

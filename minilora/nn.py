@@ -6,29 +6,61 @@ start as zeros, for a model whose weights are about to be loaded.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from . import functional as F
-from .autograd import Tensor
+from .autograd import Tensor, as_array
 from .backend import asarray, to_numpy, xp
 
 
 class Parameter(Tensor):
-    """A Tensor that a module owns and an optimizer may change."""
+    """A Tensor that a module owns and an optimizer may change. It takes an array over, without a copy."""
 
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        super().__init__(data, requires_grad)
+        self._take(as_array(data), requires_grad)
+
+
+class _Reading(threading.local):
+    evaluating = False
+
+
+_reading = _Reading()
+
+
+@contextmanager
+def evaluating() -> Iterator[None]:
+    """Within this context every module computes as in evaluation mode, in this thread; none is written to."""
+    before, _reading.evaluating = _reading.evaluating, True
+    try:
+        yield
+    finally:
+        _reading.evaluating = before
 
 
 class Module:
-    """Something with parameters and a `forward`. Attributes that are parameters or modules are found by name."""
+    """Something with parameters and a `forward`.
 
-    training = True
+    Attributes that are parameters or modules are found by name, also those in lists, tuples and dictionaries, however
+    deep: "blocks.0", "experts.left". What is reachable by two names counts once, by the first.
+    """
+
+    _training = True
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is active: after `train()`, not after `eval()`, and never within `evaluating()`."""
+        return self._training and not _reading.evaluating
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        self._training = mode
 
     def __call__(self, *inputs: Any) -> Tensor:
         return self.forward(*inputs)
@@ -36,29 +68,29 @@ class Module:
     def forward(self, *inputs: Any) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has no forward().")
 
-    def _children(self) -> Iterator[tuple[str, Module]]:
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+    def named_modules(self) -> Iterator[tuple[str, Module]]:
+        """(dotted name, module) for this module, whose name is "", and all below it; one that is shared comes once.
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(dotted name, module) for this module, whose name is "", and all below it."""
-        yield prefix, self
-        for name, child in self._children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        Raises `TypeError` for parameters or modules in a set, which has no order to name them by.
+        """
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [("", self)]
+        while stack:
+            prefix, module = stack.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield prefix, module
+                below = [(join(prefix, name), value) for name, value in held(vars(module)) if isinstance(value, Module)]
+                stack += reversed(below)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, parameter), in a fixed order; one that is shared comes once, by its first name."""
         seen = set()
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
+            for name, value in held(vars(module)):
                 if isinstance(value, Parameter) and id(value) not in seen:
                     seen.add(id(value))
-                    yield f"{prefix}.{name}" if prefix else name, value
+                    yield join(prefix, name), value
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
@@ -116,6 +148,25 @@ class Module:
 
     def check_loadable(self) -> None:
         """Raise where weights must not be loaded now; most modules always may."""
+
+
+def held(container: Any) -> Iterator[tuple[str, Parameter | Module]]:
+    """(dotted name, parameter or module) of those in a dictionary, list or tuple, and in such containers within it."""
+    if isinstance(container, (set, frozenset)):
+        if any(isinstance(value, (Parameter, Module)) for value in container):
+            raise TypeError("Parameters and modules cannot be kept in a set, which has no order: use a list.")
+        return
+    pairs = container.items() if isinstance(container, Mapping) else enumerate(container)
+    for name, value in pairs:
+        if isinstance(value, (Parameter, Module)):
+            yield str(name), value
+        elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
+            yield from ((join(str(name), below), found) for below, found in held(value))
+
+
+def join(prefix: str, name: str) -> str:
+    """A dotted name."""
+    return f"{prefix}.{name}" if prefix else name
 
 
 class Linear(Module):

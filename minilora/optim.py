@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from .autograd import Array, Tensor
 from .backend import asarray, empty, to_numpy, xp
 
@@ -41,7 +43,8 @@ class Optimizer:
                     f"{type(self).__name__} does not know {', '.join(sorted(unknown))}; a group has params and "
                     f"{', '.join(defaults)}."
                 )
-            self.groups.append({**defaults, **group, "params": list(group["params"])})
+            settings = {name: _python(value) for name, value in {**defaults, **group}.items() if name != "params"}
+            self.groups.append({**settings, "params": list(group["params"])})
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
         if not self.params:
             raise ValueError(f"{type(self).__name__} was given no parameters, so it would train nothing.")
@@ -58,7 +61,7 @@ class Optimizer:
         for group in self.groups:
             self._check(group)
             group["initial_lr"] = group["lr"]  # what a schedule multiplies
-        self.steps = 0
+        self.steps = [0] * len(self.params)  # of each parameter: one that joins later starts its means then
         self.state: dict[str, list[Array]] = {
             slot: [xp.zeros(p.shape, dtype=p.dtype) for p in self.params] for slot in self.slots
         }
@@ -81,22 +84,26 @@ class Optimizer:
                 "No parameter of this optimizer has a gradient: call backward() first; if you did, the optimizer "
                 "was made for other parameters, before add_lora or for another model."
             )
-        self.steps += 1
         number = 0
         for group in self.groups:
             for p in group["params"]:
                 if p.grad is not None:
+                    self.steps[number] += 1
                     self._update(p, p.grad, group, number)
                 number += 1
+
+    def collect_gradients(self) -> None:
+        """Between `backward` and clipping: where the parameters are not the model's own, their gradients come now."""
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """`{"kind", "steps", "groups", "arrays"}`: settings of the groups, and a copy of every slot's arrays."""
+        """`{"kind", "steps", "groups", "arrays"}`: how many steps the parameters took (a number, or one for each where
+        they differ), settings of the groups, and a copy of every slot's arrays."""
         return {
             "kind": type(self).__name__,
-            "steps": self.steps,
+            "steps": self.steps[0] if len(set(self.steps)) == 1 else list(self.steps),
             "groups": [
                 {**{k: v for k, v in group.items() if k != "params"}, "count": len(group["params"])}
                 for group in self.groups
@@ -114,7 +121,14 @@ class Optimizer:
         for slot in self.slots:
             if [a.shape for a in state["arrays"].get(slot, ())] != shapes:
                 raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
-        steps = int(state["steps"])
+        steps = state["steps"]
+        if isinstance(steps, int):
+            steps = [steps] * len(self.params)
+        steps = [int(count) for count in steps]
+        if len(steps) != len(self.params) or min(steps) < 0:
+            raise ValueError(
+                f"The state has {len(steps)} step counts; this optimizer has {len(self.params)} parameters."
+            )
         settings = [
             {k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"} for saved in state["groups"]
         ]
@@ -148,7 +162,8 @@ class Adam(Optimizer):
     θ ← θ - η m̂/(√v̂ + ε),  m̂ = m/(1 - β₁ᵗ),  v̂ = v/(1 - β₂ᵗ).
 
     Computed in the order of the paper's §2: θ ← θ - ηₜ m/(√v + εₜ) with ηₜ = η c/(1 - β₁ᵗ), εₜ = ε c and
-    c = √(1 - β₂ᵗ), which is one pass less.
+    c = √(1 - β₂ᵗ), which is one pass less. t counts a parameter's own steps, as in PyTorch: those in which it had a
+    gradient.
     """
 
     slots = ("m", "v")
@@ -160,7 +175,8 @@ class Adam(Optimizer):
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         m, v, (beta1, beta2) = self.state["m"][number], self.state["v"][number], group["betas"]
-        correction = math.sqrt(1 - beta2**self.steps)  # c
+        t = self.steps[number]
+        correction = math.sqrt(1 - beta2**t)  # c
         scratch = xp.multiply(g, 1 - beta1, out=empty(g.shape, m.dtype))
         m *= beta1
         m += scratch
@@ -171,13 +187,16 @@ class Adam(Optimizer):
         xp.sqrt(v, out=scratch)
         scratch += group["eps"] * correction
         xp.divide(m, scratch, out=scratch)
-        scratch *= group["lr"] * correction / (1 - beta1**self.steps)
+        scratch *= group["lr"] * correction / (1 - beta1**t)
         weights = p.data
         weights -= scratch
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): first θ ← (1 - η λ) θ."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019): first θ ← (1 - η λ) θ.
+
+    Every parameter decays, biases and LayerNorm's too, as in PyTorch; `decay_groups` leaves those out.
+    """
 
     def __init__(
         self,
@@ -192,6 +211,21 @@ class AdamW(Adam):
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         p.data *= 1 - group["lr"] * group["weight_decay"]
         super()._update(p, g, group, number)
+
+
+def decay_groups(params: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Two groups for `AdamW`: matrices, which decay as it says, and vectors (biases, LayerNorm), which do not.
+
+    Leaves out what is frozen. Raises `ValueError` where nothing trains.
+    """
+    trainable = [p for p in params if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trainable if p.ndim >= 2]},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if not trainable:
+        raise ValueError("None of these parameters trains: there is nothing to decay.")
+    return [group for group in groups if group["params"]]
 
 
 # ---- schedules: step -> factor of the learning rate --------------------------------------------------
@@ -235,13 +269,22 @@ def grad_norm(params: Sequence[Tensor]) -> Array:
 def clip_grad_norm(params: Sequence[Tensor], max_norm: float) -> Array:
     """Scale all gradients so that their norm together is at most `max_norm`; returns the norm before, 0-d.
 
-    Raises `ValueError` for a `max_norm` that is not above 0.
+    Raises `ValueError` for a `max_norm` that is not above 0, or where there is no gradient to scale.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}.")
     gradients = [p.grad for p in params if p.grad is not None]
+    if not gradients:
+        raise ValueError("There is no gradient to clip: call backward() first, and clip what it reaches.")
     total = grad_norm(params)
     factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d: nothing leaves the GPU
     for g in gradients:
         g *= factor
     return total
+
+
+def _python(setting: Any) -> Any:
+    """NumPy's numbers as Python's, which neither widen float32 nor fail to be saved."""
+    if isinstance(setting, np.generic):
+        return setting.item()
+    return tuple(_python(part) for part in setting) if isinstance(setting, (tuple, list)) else setting

@@ -13,9 +13,9 @@ from .autograd import Array, Tensor, no_grad
 from .backend import backend_name, to_numpy, xp
 from .data import Batch
 from .machine import tune_machine
-from .nn import Module
+from .nn import Module, evaluating
 from .optim import Optimizer, Schedule, clip_grad_norm, grad_norm
-from .tasks import exact_match
+from .tasks import IGNORED, exact_match
 
 
 class DivergedError(ValueError):
@@ -63,8 +63,9 @@ def train(
         value = loss(step)
         with np.errstate(all="ignore"):  # of an infinite loss NumPy would warn here; the fetch says it better
             value.backward()
+        optimizer.collect_gradients()
         norm = grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip)
-        unread += [value.data.reshape(()), norm]
+        unread += [value.array.reshape(()), norm]
         del value
         done = step + 1
         fetch = done % log_every == 0 or done == steps
@@ -118,22 +119,36 @@ def batch_loss(model: Module, batches: Callable[[int], Batch]) -> Callable[[int]
 
 
 def evaluate(model: Module, batches: Sequence[Batch]) -> float:
-    """Mean cross-entropy over the batches, in nats per counted target, in evaluation mode."""
-    return _mean(model, batches, lambda logits, targets: F.cross_entropy(logits, targets).item())
+    """Cross-entropy in nats per counted target of all batches together, read in evaluation mode.
+
+    Raises `ValueError` where there is no batch, or no target to count.
+    """
+    _check_batches(batches)
+    total, count = 0.0, 0
+    with no_grad(), evaluating():
+        for ids, targets in batches:
+            counted = counted_targets(targets)
+            if counted:
+                total += counted * F.cross_entropy(model(ids), targets).item()
+                count += counted
+    if count == 0:
+        raise ValueError(f"The evaluation has no target to average over: all are ignored ({IGNORED}).")
+    return total / count
 
 
 def evaluate_exact_match(model: Module, batches: Sequence[Batch]) -> float:
-    """Share of the examples answered exactly, in evaluation mode."""
-    return _mean(model, batches, lambda logits, targets: exact_match(to_numpy(logits.data), targets))
+    """Share of the examples of all batches together that are answered exactly, read in evaluation mode."""
+    _check_batches(batches)
+    with no_grad(), evaluating():
+        right = sum(exact_match(to_numpy(model(ids).array), targets) * len(targets) for ids, targets in batches)
+    return right / sum(len(targets) for _, targets in batches)
 
 
-def _mean(model: Module, batches: Sequence[Batch], measure: Callable[[Tensor, Any], float]) -> float:
+def counted_targets(targets: Any) -> int:
+    """How many targets `cross_entropy` counts."""
+    return int((np.asarray(targets) != IGNORED).sum())
+
+
+def _check_batches(batches: Sequence[Batch]) -> None:
     if not batches:
         raise ValueError("Evaluation needs at least one batch.")
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            return sum(measure(model(ids), targets) for ids, targets in batches) / len(batches)
-    finally:
-        model.train(was_training)

@@ -97,6 +97,61 @@ def test_fifty_adam_steps_follow_peft():
             np.testing.assert_allclose(p.numpy(), own[name].detach().numpy(), rtol=0, atol=1e-8, err_msg=name)
 
 
+@pytest.mark.parametrize("joins", [2, 51, 2001])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW"])
+def test_a_parameter_that_joins_late_follows_pytorch(kind, joins, rng):
+    """PyTorch counts each parameter's own steps; five steps together, one without the first, then together again."""
+    start = [rng.normal(size=(3, 2)) for _ in range(2)]
+    ours = [ml.nn.Parameter(array.copy()) for array in start]
+    theirs = [torch.nn.Parameter(torch.from_numpy(array.copy())) for array in start]
+    optimizer, reference = getattr(ml, kind)(ours, lr=LR), getattr(torch.optim, kind)(theirs, lr=LR)
+    for step in range(1, joins + 8):
+        present = [step != joins + 5, step >= joins]
+        for p, q, here in zip(ours, theirs, present, strict=True):
+            g = rng.normal(size=(3, 2))
+            p.grad, q.grad = (asarray(g), torch.from_numpy(g)) if here else (None, None)
+        optimizer.step()
+        reference.step()
+        if step >= joins:
+            for p, q in zip(ours, theirs, strict=True):
+                np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=1e-12)
+    counts = [int(reference.state[q]["step"]) for q in theirs]
+    assert optimizer.steps == counts == [joins + 6, 8]
+
+
+@pytest.mark.parametrize("joins", [2, 51, 2001])
+def test_an_adapter_whose_second_layer_joins_late_follows_peft(joins):
+    """The first layer's A and B train alone; then the second's join, and five steps later the losses still agree."""
+    model, ids, targets = model_and_batch("small")
+    trainable = ml.add_lora(model, ml.LoRAConfig(R, ALPHA), seed=3)
+    twin, own = with_peft(model)
+    names = [name for name, p in model.named_parameters() if "lora_" in name]
+    ours, theirs = dict(model.named_parameters()), [own[name] for name in names]
+    optimizer, reference = ml.Adam(trainable, lr=LR), torch.optim.Adam(theirs, lr=LR)
+    rng = np.random.default_rng(5)
+    for step in range(1, joins + 6):
+        if step < joins - 1:  # any gradient will do for the way there, so that two thousand steps take a second
+            for name in names:
+                g = rng.normal(size=ours[name].shape)
+                early = "blocks.0." in name
+                ours[name].grad, own[name].grad = (asarray(g), torch.from_numpy(g)) if early else (None, None)
+        else:
+            optimizer.zero_grad()
+            reference.zero_grad()
+            loss, expected = F.cross_entropy(model(ids), targets), loss_of(twin, ids, targets)
+            assert loss.item() == pytest.approx(expected.item(), abs=1e-8)
+            loss.backward()
+            expected.backward()
+            if step < joins:
+                for name in names:
+                    if "blocks.1." in name:
+                        ours[name].grad = own[name].grad = None
+        optimizer.step()
+        reference.step()
+    for name in names:
+        np.testing.assert_allclose(ours[name].numpy(), own[name].detach().numpy(), rtol=0, atol=1e-8, err_msg=name)
+
+
 def test_adamw_and_clipping_follow_pytorch(rng):
     start, gradients = rng.normal(size=(3, 4)), rng.normal(size=(20, 3, 4))
     p, q = ml.nn.Parameter(start.copy()), torch.nn.Parameter(torch.from_numpy(start.copy()))
