@@ -92,11 +92,20 @@ def _cupy() -> Any:
     try:
         if not cupy.cuda.is_available():
             raise RuntimeError("no CUDA device is visible")
-        cupy.zeros(1).sum()  # is_available alone does not prove that an allocation works
+        zero = cupy.zeros(1)  # is_available alone does not prove that an allocation works
     except Exception as error:
         raise ValueError(
             f"The cupy backend needs an NVIDIA GPU with a working CUDA driver, and none answered ({error}): "
             'run on a machine that has one, or use the "numpy" backend.'
+        ) from error
+    try:
+        (zero + 1).sum()  # compiled here and now, with CUDA's headers
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if "error" in line] or [type(error).__name__]
+        raise ValueError(
+            f"The GPU answers, but CuPy cannot compile for it ({lines[0].strip():.200}): CUDA's header files are "
+            "missing, or CUDA_PATH leads to those of another version. Unset CUDA_PATH, and pip install "
+            '"cupy-cuda13x[ctk]" (or "cupy-cuda12x[ctk]"), which brings headers that fit.'
         ) from error
     return cupy
 

@@ -289,3 +289,31 @@ def test_a_backend_that_is_not_there_is_an_error_and_changes_nothing(monkeypatch
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
         ml.use_backend("cupy")
     assert backend.backend_name() == "numpy"
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        'x.h(1): catastrophic error: cannot open source file "vector_types.h"\n\n1 catastrophic error detected',
+        'storage.h(137): error: incomplete type "__nv_fp8_e8m0" is not allowed\n1 error detected',
+        "",
+    ],
+    ids=["headers missing", "headers of another version", "no log"],
+)
+def test_a_gpu_that_answers_without_headers_that_fit_is_not_called_missing(monkeypatch, log):
+    """A simulation of what CuPy 14 raises at its first kernel; no GPU is here."""
+
+    class CompileException(Exception):
+        pass
+
+    class Array:
+        def __add__(self, other):
+            raise CompileException(log)
+
+    cupy = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True), zeros=lambda n: Array())
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    said = log.splitlines()[0] if log else "CompileException"
+    with pytest.raises(ValueError, match="The GPU answers, but CuPy cannot compile") as caught:
+        ml.use_backend("cupy")
+    assert said in str(caught.value) and "CUDA_PATH" in str(caught.value) and "[ctk]" in str(caught.value)
+    assert "\n" not in str(caught.value) and backend.backend_name() == "numpy"

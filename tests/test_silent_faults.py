@@ -12,6 +12,8 @@ import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy, xp
 from minilora.baselines import RandomSubspace
+from minilora.claims import adaptation
+from minilora.claims.claim import BITS
 from minilora.gpt import GPT
 from minilora.lora import lora_layers
 from minilora.nn import Dropout, Linear, Module, Parameter, evaluating
@@ -354,6 +356,13 @@ def test_evaluation_weighs_batches_by_what_they_count():
     assert evaluate_exact_match(model, [(one, right[0]), (two, (right[1] + 1) % 7)]) == 1 / 4
     with pytest.raises(ValueError, match="no target to average over"):
         ml.evaluate(model, [(none, targets[2])])
+
+
+def test_the_bits_of_a_claim_are_of_all_targets_together():
+    logits, targets = ml.Tensor(np.random.default_rng(0).normal(size=(2, 7, 5))), np.ones((2, 7), int)
+    targets[0, 1:] = -100
+    both = [(logits[:1], targets[:1]), (logits[1:], targets[1:])]
+    assert adaptation._bits(both) == pytest.approx(BITS * F.cross_entropy(logits, targets).item(), rel=1e-12)
 
 
 # ---- modules that are found ----------------------------------------------------------------------------

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from .. import functional as F
-from ..autograd import no_grad
+from ..autograd import Tensor, no_grad
 from ..backend import to_numpy
 from ..baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 from ..data import Batch, fixed
 from ..gpt import GPT
 from ..lora import LoRAConfig, add_lora
-from ..nn import Module, Parameter
+from ..nn import Module, Parameter, evaluating
 from ..optim import Adam, Optimizer, linear_schedule
 from ..tasks import IGNORED, exact_match
-from ..training import DivergedError, evaluate
+from ..training import DivergedError, counted_targets, evaluate
 from .bases import Draw, adapt, load_base, string_draw, text_draw
 from .claim import BITS, Configuration, Experiment, Result, Runs, mean, select
 
@@ -148,15 +148,19 @@ def _before(seed: int, task: str, room: int, evaluation_seed: int) -> float:
 
 def _examine(model: Module, world: str, batches: list[Batch]) -> Result:
     """Everything that `run` reports of how good a model is, from one forward pass."""
-    model.eval()
-    with no_grad():
+    with no_grad(), evaluating():
         read = [(model(ids), targets) for ids, targets in batches]
-        bits = mean([F.cross_entropy(logits, targets).item() for logits, targets in read])
         if world == "strings":
-            accuracy = mean([exact_match(to_numpy(logits.data), targets) for logits, targets in read])
-            return {"bits": min(BITS * bits, _WORST), "accuracy": accuracy}
-        ends = mean([F.cross_entropy(logits, _last(targets)).item() for logits, targets in read])
-    return {"bits": min(BITS * bits, _WORST), "bits_at_end": min(BITS * ends, _WORST)}
+            accuracy = mean([exact_match(to_numpy(logits.array), targets) for logits, targets in read])
+            return {"bits": _bits(read), "accuracy": accuracy}
+        return {"bits": _bits(read), "bits_at_end": _bits([(logits, _last(targets)) for logits, targets in read])}
+
+
+def _bits(read: list[tuple[Tensor, np.ndarray]]) -> float:
+    """Of a counted target, all batches together."""
+    counts = [counted_targets(targets) for _, targets in read]
+    losses = [F.cross_entropy(logits, targets).item() for logits, targets in read]
+    return min(BITS * sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts), _WORST)
 
 
 def _last(targets: np.ndarray) -> np.ndarray:
@@ -166,7 +170,7 @@ def _last(targets: np.ndarray) -> np.ndarray:
     return ends
 
 
-EXPERIMENT = Experiment(run)
+EXPERIMENT = Experiment(run, version=2)
 
 
 # ---- learning rates ----------------------------------------------------------------------------------

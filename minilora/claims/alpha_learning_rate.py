@@ -216,7 +216,7 @@ CLAIM = Claim(
     ),
     exact=True,
     configurations=configurations,
-    experiment=Experiment(run),
+    experiment=Experiment(run, version=2),
     conclude=conclude,
     draw=draw,
 )

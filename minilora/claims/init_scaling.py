@@ -190,7 +190,7 @@ CLAIM = Claim(
     ),
     exact=False,
     configurations=configurations,
-    experiment=Experiment(run),
+    experiment=Experiment(run, version=2),
     conclude=conclude,
     draw=draw,
 )

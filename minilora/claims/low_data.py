@@ -207,7 +207,7 @@ CLAIM = Claim(
     ),
     exact=False,
     configurations=configurations,
-    experiment=Experiment(run),
+    experiment=Experiment(run, version=2),
     conclude=conclude,
     draw=draw,
 )
