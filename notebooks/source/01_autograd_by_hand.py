@@ -58,7 +58,7 @@ except TypeError as error:
 #
 # ```python
 # def tanh(x):
-#     y = xp.tanh(x.data)
+#     y = xp.tanh(x.array)           # x.data, as the operations read it
 #
 #     def backward(g):               # g is the gradient of the loss with respect to y
 #         return (g * (1 - y * y),)  # the chain rule, one factor
@@ -144,6 +144,10 @@ print(f"c = 2(2x)² = 8x², so dc/dx at 1 is 16.  Tape: {x.grad:g}.  Naive recur
 # **Asked often: "may I call `backward()` twice?"** Each node is let go while it is walked, so that memory is freed as
 # early as possible. A second walk is an error in a full sentence, unless you ask to keep the graph; then it adds the
 # same gradient once more. Only leaves keep a gradient, and it adds up until `zero_grad()`.
+#
+# **Asked often: "may I write into `w.data`?"** Before the forward pass and after the backward, yes: optimizers do. In
+# between, the graph still needs the old numbers, so `backward()` compares, and refuses. (Only an array that you took
+# *before* the forward pass can be written into unseen.)
 
 # %% exact
 x = ml.Tensor(np.array(0.5), requires_grad=True)
@@ -158,6 +162,13 @@ y = x * x
 y.backward(retain_graph=True)
 y.backward()
 print(f"walked twice: {x.grad:g} = 4 + 4")
+try:
+    y.backward()
+except ValueError as error:
+    print(error)
+
+y = x * x
+x.data[...] = 7
 try:
     y.backward()
 except ValueError as error:

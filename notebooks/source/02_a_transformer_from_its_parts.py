@@ -140,6 +140,36 @@ print(f"and yet Adam's first step moves it by more than half the learning rate: 
 # This does no harm, because nothing depends on it. But it is why two correct programs can disagree on this one
 # parameter after a few steps, and why minilora's comparison with PyTorch leaves it out.
 #
+# ## Half a batch at a time: means do not average, sums add up
+#
+# A batch too large for your memory can be taken in parts whose gradients add up. But the loss is a mean over the targets
+# that *count*, and parts rarely count as many. Here one sequence counts 32 targets and the other 4.
+
+# %% exact
+ids, targets = np.random.default_rng(1).integers(0, 96, (2, 2, 32))
+targets[1, 4:] = -100  # ignored, as the prompt of an example is
+weight = model.blocks[0].mlp.fc_in.weight
+
+
+def gradient_of(losses):
+    model.zero_grad()
+    for loss in losses:
+        loss.backward()  # adds to .grad
+    return weight.grad.copy()
+
+
+def halves(reduction):
+    return [F.cross_entropy(model(ids[i : i + 1]), targets[i : i + 1], reduction=reduction) for i in range(2)]
+
+
+whole = gradient_of([F.cross_entropy(model(ids), targets)])
+means = gradient_of([loss / 2 for loss in halves("mean")])
+sums = gradient_of([loss / 36 for loss in halves("sum")])  # 36 targets count in all
+for name, gradient in (("means", means), ("sums", sums)):
+    off = np.abs(gradient - whole).max() / np.abs(whole).max()
+    print(f"{name:5s} are {'the same' if off < 1e-4 else 'off by ' + format(off, '.0%')}")
+
+# %% [markdown]
 # ## Training, live
 #
 # The text is CPython's own language reference, half a million characters of English that every installation has. A
