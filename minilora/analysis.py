@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from .autograd import Array
-from .backend import to_numpy
+from .backend import multiplies, to_numpy
 
 
 def spectrum(matrix: Array) -> np.ndarray:
@@ -19,6 +19,7 @@ def spectrum(matrix: Array) -> np.ndarray:
     return np.linalg.svd(to_numpy(matrix), compute_uv=False)
 
 
+@multiplies
 def truncate(matrix: Array, k: int) -> np.ndarray:
     """The nearest matrix of rank at most k (Eckart & Young 1936): the k largest singular values and their vectors."""
     u, s, vh = np.linalg.svd(to_numpy(matrix), full_matrices=False)
@@ -35,6 +36,7 @@ def output_directions(matrix: Array, r: int) -> np.ndarray:
     return np.linalg.svd(to_numpy(matrix), full_matrices=False)[0][:, :r]
 
 
+@multiplies
 def subspace_similarity(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """φ(i, j) = ‖U_iᵀV_j‖²/min(i, j) of the first i columns of u (d, p) and j of v (d, q), all at once: (p, q).
 
@@ -53,6 +55,7 @@ def random_similarity(p: int, q: int, d: int) -> np.ndarray:
     return np.maximum(np.arange(1, p + 1)[:, None], np.arange(1, q + 1)) / d
 
 
+@multiplies
 def projected_norm(weight: Array, u: np.ndarray, v: np.ndarray) -> float:
     """‖UᵀWV‖, how much of W (out, in) lies between inputs v (in, r) and outputs u (out, r) (§7.3)."""
     return float(np.linalg.norm(u.T @ to_numpy(weight) @ v))

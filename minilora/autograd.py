@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import asarray, empty, to_numpy, xp
+from .backend import asarray, empty, multiplies, to_numpy, xp
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a GPU
 Backward = Callable[[Array], tuple["Array | None", ...]]
@@ -147,6 +147,7 @@ def _walk_order(root: Node | Tensor) -> list[Node | Tensor]:
     return order
 
 
+@multiplies
 def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
     pending: dict[Node | Tensor, Array] = {root: seed}
     ours: set[Node | Tensor] = set()  # whose pending array nobody else holds, so that adding in place is safe
@@ -394,6 +395,7 @@ class Tensor:
 
         return record(x**exponent, (self,), backward)
 
+    @multiplies
     def __matmul__(self, other: Any) -> Tensor:
         """`(..., n, k) @ (..., k, m) -> (..., n, m)`, leading axes broadcast; 1-D as in NumPy."""
         a, b = self, as_tensor(other, self)

@@ -12,7 +12,8 @@ import math
 import os
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -244,12 +245,14 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
 # cache line.
 
 
+_CONFIGURATION: Any = np.show_config(mode="dicts")
+_BLAS: str = _CONFIGURATION.get("Build Dependencies", {}).get("blas", {}).get("name", "")
+
+
 def _small_product() -> int:
     """How many multiplications that kernel takes at most; 0 where this NumPy or processor has none."""
-    configuration: Any = np.show_config(mode="dicts")
-    blas = configuration.get("Build Dependencies", {}).get("blas", {}).get("name", "")
-    wide = {"AVX512_SKX", "X86_V4"} & set(configuration.get("SIMD Extensions", {}).get("found", []))
-    return 10**6 if wide and "openblas" in blas else 0
+    wide = {"AVX512_SKX", "X86_V4"} & set(_CONFIGURATION.get("SIMD Extensions", {}).get("found", []))
+    return 10**6 if wide and "openblas" in _BLAS else 0
 
 
 _SMALL_PRODUCT = _small_product()
@@ -258,6 +261,17 @@ _LARGE = 2**16  # entries of a gradient of weights beyond which its parts cost m
 _HEIGHT, _WIDTH, _DEPTH = 32, 64, 256  # of a tile of a gradient of weights, and the rows it sums over
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def multiplies(function: _Function) -> _Function:
+    """For whatever multiplies matrices: on Apple's Accelerate NumPy warns, in products that are right, of overflows and
+    divisions that never happened (numpy#28687), and under `python -W error` a warning ends a program. What really
+    becomes infinite is met where losses and logits are looked at."""
+    return np.errstate(all="ignore")(function) if "accelerate" in _BLAS.lower() else function
+
+
+@multiplies
 def matmul(a: Any, b: Any) -> Any:
     """(M, k) @ (k, n) -> (M, n), into a block used before where one is free."""
     (M, k), n = a.shape, b.shape[1]
@@ -281,6 +295,7 @@ def _power_of_two(limit: int) -> int:
     return 1 << limit.bit_length() >> 1
 
 
+@multiplies
 def matmul_over_rows(a: Any, b: Any) -> Any:
     """aᵀ b, (M, n)ᵀ @ (M, k) -> (n, k): a sum over all rows of a batch, as in a gradient of weights."""
     (M, n), k = a.shape, b.shape[1]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Array, Scatter, Tensor, as_tensor, needs_grad, record
-from .backend import asarray, backend_name, empty, matmul, matmul_over_rows, to_numpy, xp
+from .backend import asarray, backend_name, empty, matmul, matmul_over_rows, multiplies, to_numpy, xp
 
 # ---- elementwise -------------------------------------------------------------------------------------
 
@@ -180,6 +180,7 @@ def _softmax(x: Array) -> Array:
     return y
 
 
+@multiplies
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`, in nats; or their "sum".
 
@@ -258,6 +259,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return record(y.reshape(*shape[:-1], y.shape[-1]), parents, backward)
 
 
+@multiplies
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """y = x̂ w + b with x̂ = (x - mean)/√(var + ε), over the last axis; weight and bias (D,).
 
@@ -325,6 +327,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
     return record(xp.concatenate([x.array for x in parts], axis=axis), parts, backward)
 
 
+@multiplies
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ/√(D/H)) v, where query t sees keys 0 ... t + S - T.
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from . import functional as F
 from .autograd import Array, Tensor, needs_grad, record
-from .backend import asarray, matmul, matmul_over_rows, xp
+from .backend import asarray, matmul, matmul_over_rows, multiplies, xp
 from .functional import sum_rows
 from .nn import Dropout, Linear, Module, Parameter, gaussian, held
 
@@ -171,6 +171,7 @@ class LoRALinear(Module):
             return record(y.array, (self.lora_A, self.lora_B), _refuse_backward) if needs_grad(self.lora_A) else y
         return lora_linear(x, self.dropout(x), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
+    @multiplies
     def delta_weight(self) -> Array:
         """ΔW = s·B A, (out, in)."""
         return self.scaling * (self.lora_B.array @ self.lora_A.array)  # (out, r) @ (r, in) -> (out, in)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .autograd import Array, Tensor
-from .backend import asarray, empty, to_numpy, xp
+from .backend import asarray, empty, multiplies, to_numpy, xp
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -261,6 +261,7 @@ def _schedule(steps: int, warmup: float, final: float, decay: Callable[[float], 
 # ---- clipping ----------------------------------------------------------------------------------------
 
 
+@multiplies
 def grad_norm(params: Sequence[Tensor]) -> Array:
     """The norm of all gradients together, 0-d: not finite where one of them is not."""
     return xp.sqrt(sum(xp.vdot(p.grad, p.grad) for p in params if p.grad is not None))
