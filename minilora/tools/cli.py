@@ -175,7 +175,8 @@ def _check_numbers(options: Any) -> None:
 def _refuse_given(options: Any, names: Sequence[str], why: str) -> None:
     """Raise `ValueError` for the first of these options that was given: it would be ignored."""
     for name in names:
-        if getattr(options, name) not in (None, False, []):
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
             raise ValueError(f"--{name} {why}")
 
 
