@@ -43,6 +43,12 @@ def main() -> None:
     if options.worker:
         print(json.dumps(measure(**json.loads(options.worker))))
         return
+    from minilora.claims.figures import check_figures
+    from minilora.interop.files import check_output, write_text
+
+    check_figures()
+    for name in ("scaling.md", "scaling.png"):
+        check_output(options.out / name)
     points: dict[str, dict[str, list[dict[str, float]]]] = {}
     for name, values in RANGES.items():
         for method in METHODS:
@@ -51,8 +57,7 @@ def main() -> None:
         print(f"{name}: measured", file=sys.stderr)
     text = table(points)
     print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "scaling.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "scaling.md", text)
     draw(options.out / "scaling.png", points)
 
 

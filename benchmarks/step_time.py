@@ -72,14 +72,19 @@ def main() -> None:
     if options.worker:
         serve(*options.worker[:2], int(options.worker[2]))
         return
+    from minilora.claims.figures import check_figures
+    from minilora.interop.files import check_output, write_text
+
+    check_figures()
+    for name in ("step_time.json", "step_time.md", "step_time.png"):
+        check_output(options.out / name)
     measured = options.out / "step_time.json"
     if not options.redraw:
-        options.out.mkdir(parents=True, exist_ok=True)
-        measured.write_text(json.dumps(run(options.rounds)) + "\n", encoding="utf-8")
+        write_text(measured, json.dumps(run(options.rounds)) + "\n")
     found = json.loads(measured.read_text(encoding="utf-8"))
     text = table(found)
     print(text)
-    (options.out / "step_time.md").write_text(text, encoding="utf-8")
+    write_text(options.out / "step_time.md", text)
     draw(options.out / "step_time.png", found["one"])
 
 

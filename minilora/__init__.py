@@ -1,5 +1,6 @@
 """minilora: LoRA (Hu et al. 2021) down to the last gradient, in plain NumPy."""
 
+from .tools import ctrl_c  # noqa: F401, isort: skip  (first: importing NumPy takes its time)
 from . import functional
 from .autograd import Tensor, no_grad
 from .backend import use_backend

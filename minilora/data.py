@@ -87,8 +87,9 @@ def read_text(path: str | Path) -> str:
     """A UTF-8 text file. Raises `ValueError` where it is missing, unreadable, empty or not text."""
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"The text file {path} cannot be read: {error.strerror or error}.") from None
+    except (OSError, ValueError) as error:  # the latter for what can be no file's name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"The text file {path} cannot be read: {reason}.") from None
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -7,6 +7,9 @@ slower than one. Cores are better used for runs side by side.
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -27,9 +30,10 @@ def tune_machine() -> dict[str, Any]:
     before = blas_threads()
     if before in (0, 1):
         return {}
-    from threadpoolctl import threadpool_limits
+    with _quiet():
+        from threadpoolctl import threadpool_limits
 
-    threadpool_limits(1, user_api="blas")
+        threadpool_limits(1, user_api="blas")
     return {"blas_threads": (before, blas_threads())}
 
 
@@ -46,6 +50,15 @@ def blas_name() -> str:
 
 
 def _blas() -> list[dict[str, Any]]:
-    from threadpoolctl import threadpool_info
+    with _quiet():
+        from threadpoolctl import threadpool_info
 
-    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """threadpoolctl warns of pairs of libraries that may hang, whatever one asks of it: nothing to stop a run for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

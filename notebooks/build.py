@@ -24,7 +24,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from percent import agrees, parse, tolerance
 
-from minilora.interop.files import write_text
+from minilora.interop.files import check_output, write_text
 from minilora.tools.sweep import available_cores
 
 HERE = Path(__file__).parent
@@ -42,6 +42,9 @@ def main() -> int:
     names = options.names or sorted(path.stem for path in (HERE / "source").glob("*.py"))
     if unknown := [name for name in names if not (HERE / "source" / f"{name}.py").exists()]:
         parser.error(f"there is no notebook {', '.join(unknown)} in notebooks/source.")
+    if not options.check:
+        for name in names:
+            check_output(HERE / f"{name}.ipynb")
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", PYDEVD_DISABLE_FILE_VALIDATION="1")
     faults = []
     with ProcessPoolExecutor(options.workers) as pool:

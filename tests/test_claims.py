@@ -28,7 +28,7 @@ from minilora.claims import (
 from minilora.claims.bases import load_base
 from minilora.claims.claim import FAILS, HOLDS, ILLUSTRATION, NOISE, Settings, at_least, deviation, worst
 from minilora.claims.figures import save_figure
-from minilora.claims.report import make_row, markdown, table, write_report
+from minilora.claims.report import draw_figures, make_row, markdown, table, write_report
 
 
 def test_a_mean_above_the_threshold_by_two_standard_errors_holds():
@@ -370,7 +370,8 @@ def test_a_quick_run_decides_exact_claims_only(tmp_path):
     row = make_row(rank.CLAIM, runs, settings, 1.25)
     assert row["verdict"] == ILLUSTRATION
     assert make_row(rank.CLAIM, runs, Settings(3), 1.25)["verdict"] == HOLDS
-    write_report(tmp_path, [rank.CLAIM], {"rank": runs}, [row], settings)
+    write_report(tmp_path, [row], settings)
+    draw_figures(tmp_path, [rank.CLAIM], {"rank": runs})
     report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert report["quick"] is True and report["seeds"] == 3
     assert list(report["claims"][0]) == [

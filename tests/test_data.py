@@ -41,6 +41,12 @@ def test_files_that_are_no_text(tmp_path, content, message):
         data.read_text(path)
 
 
+def test_what_can_be_no_file_s_name_is_no_text(tmp_path):
+    for name in ("zero\0byte", "half\ud800", "n" * 5000, str(tmp_path)):
+        with pytest.raises(ValueError, match=r"The text file .* cannot be read: "):
+            data.read_text(name)
+
+
 def test_held_out_blocks_are_never_trained_on():
     training, held_out = data.split(np.arange(100_000), context_length=64)
     assert not set(training) & set(held_out) and len(training) + len(held_out) == 100_000

@@ -89,3 +89,24 @@ print(ml.tune_machine())
     changed = not environment and before > 1
     assert first == f"{before} { ({'blas_threads': (before, 1)} if changed else {}) } {1 if changed else before}"
     assert second == "{}" and after == (1 if changed else before)
+
+
+def test_threadpoolctl_s_warnings_stop_nothing():
+    """It warns where two OpenMP libraries are loaded, which nobody who asks for BLAS can change."""
+    code = """
+import warnings
+import threadpoolctl
+def warning(real):
+    def call(*args, **kwargs):
+        warnings.warn("Found Intel OpenMP and LLVM OpenMP loaded at the same time.", RuntimeWarning)
+        return real(*args, **kwargs)
+    return call
+threadpoolctl.threadpool_info = warning(threadpoolctl.threadpool_info)
+threadpoolctl.threadpool_limits = warning(threadpoolctl.threadpool_limits)
+import minilora as ml
+from minilora.machine import blas_name, blas_threads
+ml.tune_machine()
+print(blas_name() != "none found", blas_threads() >= 1)
+"""
+    done = run(code)
+    assert (done.stdout, done.stderr) == ("True True\n", "")

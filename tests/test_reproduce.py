@@ -68,6 +68,20 @@ def test_a_run_that_finished_is_read_and_not_made_again(counted, capsys):
     assert counted == [1, 2, 3, 1]
 
 
+def test_where_results_cannot_be_kept_is_found_out_before_the_runs(counted, cache, tmp_path, monkeypatch):
+    tools.run_jobs(jobs(1), 1)
+    (path,) = (cache / "runs").glob("*.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match=r"cannot be kept: .* is a folder"):
+        tools.run_jobs(jobs(1), 1)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ValueError, match=r"cannot be kept: .*Not a directory. MINILORA_CACHE may name another folder"):
+        tools.run_jobs(jobs(2), 1)
+    assert counted == [1]
+
+
 def test_another_version_of_an_experiment_is_another_run(counted, monkeypatch):
     tools.run_jobs(jobs(1), 1)
     monkeypatch.setitem(claims.SHARED, "counted", Experiment(claims.SHARED["counted"].run, version=2))
@@ -84,6 +98,9 @@ def test_another_version_of_an_experiment_is_another_run(counted, monkeypatch):
         lambda text: text.replace('"double": 2', '"double": 3'),
         lambda text: text.replace('"x": 1', '"x": 2'),
         lambda text: "\x00" * len(text),
+        lambda text: "[" * 100_000,
+        lambda text: '{"digest":' * 100_000,
+        lambda text: text.replace('{"double"', '{"deep": ' + "[" * 5000 + "]" * 5000 + ', "double"'),
     ],
 )
 def test_a_result_cut_short_or_edited_by_hand_is_made_again_with_a_warning(counted, cache, damage):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +36,54 @@ STYLE: Any = {
 
 
 def save_figure(path: str | Path, draw: Callable[[Any], None], width: float = 10.0, height: float = 4.0) -> None:
-    """Make a figure of `width` by `height` inches, let `draw(figure)` fill it, and write it as PNG."""
-    import matplotlib
+    """Make a figure of `width` by `height` inches, let `draw(figure)` fill it, and write it as PNG.
+
+    Nobody's MPLBACKEND or matplotlibrc changes it: Agg draws, with matplotlib's default settings and this style.
+    """
+    write_atomically(path, partial(_save, draw, width, height))
+
+
+def check_figures() -> None:
+    """Raise `ValueError` where no figure can be drawn here: to ask before the runs that figures show."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot([0, 1], [1, 2], label="α")
+        axes.legend(title="0")
+
+    try:
+        _save(draw, 2, 1, io.BytesIO())
+    except Exception as error:  # of whatever kind: fonts, libraries that do not fit each other
+        raise ValueError(f"Figures cannot be drawn here: matplotlib says {str(error)!r}.") from error
+
+
+def _save(draw: Callable[[Any], None], width: float, height: float, file: Any) -> None:
+    _import_matplotlib()
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with style.context(["default", STYLE]):
         figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
         draw(figure)
-        write_atomically(
-            path, lambda temporary: figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-        )
+        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+
+
+def _import_matplotlib() -> None:
+    """MPLBACKEND, inherited from a notebook, may name what this matplotlib does not know: its import would fail.
+    Whoever draws on a screen later gets the backend that it names, if there is one."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 def band(axes: Any, x: Any, values: Any, color: str, label: str, **style: Any) -> None:

@@ -33,15 +33,31 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
     }
 
 
-def write_report(
-    folder: Path, claims: Sequence[Claim], runs: dict[str, Runs], rows: list[Row], settings: Settings
-) -> None:
-    """Write every figure, claims.json and claims.md into `folder`. Raises `ValueError` where it cannot be written."""
-    for claim, row in zip(claims, rows, strict=True):
-        save_figure(folder / row["figure"], partial(claim.draw, runs[claim.id]))
+def report_files(folder: Path, claims: Sequence[Claim]) -> list[Path]:
+    """Everything that a report of these claims writes: the table twice, and a figure each."""
+    return [folder / "claims.json", folder / "claims.md", *(folder / f"{claim.id}.png" for claim in claims)]
+
+
+def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
+    """Write claims.json and claims.md into `folder`. Raises `ValueError` where they cannot be written."""
     report = {"minilora": __version__, "seeds": settings.seeds, "quick": settings.quick, "claims": rows}
     write_text(folder / "claims.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "claims.md", markdown(rows, settings))
+
+
+def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -> None:
+    """Write every claim's figure into `folder`.
+
+    One that fails stops no other: `ValueError` names them all at the end.
+    """
+    failed = []
+    for claim in claims:
+        try:
+            save_figure(folder / f"{claim.id}.png", partial(claim.draw, runs[claim.id]))
+        except Exception as error:  # a drawing may fail in any way
+            failed.append(f"{claim.id}.png ({str(error).rstrip('.') or type(error).__name__})")
+    if failed:
+        raise ValueError(f"The table is in {folder}, but without {', '.join(failed)}.")
 
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:

@@ -69,9 +69,14 @@ def best_rates(runs: Sequence[tuple[Configuration, Result]]) -> dict[str, dict[s
     return {world: {m: rates[world][m] for m in METHODS[world] if m in rates[world]} for world in rates}
 
 
+def rates_file() -> Path:
+    """The file that the claims read their learning rates from."""
+    return Path(str(RATES_FILE))
+
+
 def write_rates(runs: Sequence[tuple[Configuration, Result]]) -> Path:
     """Write the chosen rates to the file that the claims read, and return its place."""
-    path = Path(str(RATES_FILE))
+    path = rates_file()
     content: dict[str, Any] = {
         "made_by": f"minilora {__version__}, minilora reproduce --tune",
         "chosen_on": f"base {BASE} of each world, which no claim reports; the lowest mean loss on held-out batches "

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,27 +19,77 @@ import numpy as np
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step.
 
-    Raises `ValueError` where the folder cannot be written to.
+    A link stays, and what it leads to is replaced. Raises `ValueError` where the folder cannot be written to, or
+    something else than a file stands there.
     """
-    path = Path(path)
+    place = output_place(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(place)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the bytes reach the disk before the name does
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp made it private
-        os.replace(temporary, path)
+        temporary.chmod(_mode(place))  # mkstemp made it private
+        os.replace(temporary, place)
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def output_place(path: str | Path) -> Path:
+    """Where a file written to `path` ends: there, or where the link that stands there leads.
+
+    Raises `ValueError` where something else than a file or a link to one stands: a folder, a device, a pipe. Moving a
+    file onto a device would put that file in the device's place.
+    """
+    try:
+        place = Path(os.path.realpath(path))
+        kind = place.stat().st_mode
+    except FileNotFoundError:
+        return place
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except ValueError as error:  # a zero byte, or half a character
+        raise ValueError(f"{str(path)!r} cannot be written: no file has such a name.") from error
+    if stat.S_ISDIR(kind):
+        raise ValueError(f"{path} cannot be written, since it is a folder: name a file.")
+    if not stat.S_ISREG(kind):
+        raise ValueError(f"{path} cannot be written, since it is a device, a pipe or a socket: name a file.")
+    return place
+
+
+def check_output(path: str | Path) -> None:
+    """Raise `ValueError` where `write_atomically` could not write `path`: to ask before the work whose result it is.
+
+    Its folder may be missing; then whether it could be made is asked. Nothing is left behind.
+    """
+    place = output_place(path)
+    folder = place.parent
+    try:
+        while not os.path.lexists(folder) and folder != folder.parent:
+            folder = folder.parent
+        _temporary(folder / place.name).unlink()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _temporary(place: Path) -> Path:
+    """A new empty file beside `place`, named after it as far as names may be long."""
+    handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:50]}.", suffix=".tmp")
+    os.close(handle)
+    return Path(name)
+
+
+def _mode(place: Path) -> int:
+    """Who may read and write: as the file that is replaced, or as any new file."""
+    if place.exists():
+        return stat.S_IMODE(place.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def write_text(path: str | Path, text: str) -> None:

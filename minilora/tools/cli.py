@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import os
 import platform
 import sys
@@ -16,7 +18,7 @@ import numpy as np
 from .. import __version__
 from ..backend import backend_name, device_count, use_backend
 from ..budget import PRESETS
-from ..claims import CLAIMS
+from ..claims import CLAIMS, tuning
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
 from ..claims.report import table
@@ -24,39 +26,114 @@ from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, english_text, fixed,
 from ..generate import generate_text
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_checkpoint, load_model, read_notes, save_checkpoint
+from ..interop.files import check_output, digest
 from ..interop.gpt2 import Tokenizer, load_gpt2
-from ..interop.peft import load_adapter, save_adapter
+from ..interop.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
 from ..interop.store import cache_folder
-from ..lora import LoRAConfig, add_lora, merge_and_unload
+from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, merge_and_unload, remove_lora, shared_adapter
 from ..machine import blas_name, blas_threads, tune_machine
 from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
 from .device_report import device_report
-from .reproduce import check_folder, reproduce, tune
+from .reproduce import reproduce, tune
 from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
+BROKEN_PIPE = 141  # as a shell counts a program that SIGPIPE ended
 # What adapt takes where nothing is said. For GPT-2 the paper's settings (Table 11), on shorter sequences.
-_ADAPT: dict[str, Any] = {"r": 8, "lr": 1e-2, "batch": 32}
-_ADAPT_GPT2: dict[str, Any] = {"r": 4, "alpha": 32.0, "lr": 2e-4, "batch": 8}
+_ADAPT: dict[str, Any] = {"lr": 1e-2, "batch": 32}
+_ADAPT_GPT2: dict[str, Any] = {"lr": 2e-4, "batch": 8}
+_LORA: dict[str, Any] = {"r": 8, "alpha": None, "targets": "q_proj,v_proj", "dropout": 0.0}
+_LORA_GPT2: dict[str, Any] = {**_LORA, "r": 4, "alpha": 32.0}
+_CONTEXT = 64  # positions that pretrain gives a base of text
+_REPORT = Path("figures")
+
+# The least and the most of every whole number that can be said, whatever the command.
+_SIZE, _COUNT = 10**6, 10**9
+_WHOLE: dict[str, tuple[int, int]] = {
+    "seeds": (1, tuning.BASE),  # that base is for tuning
+    **dict.fromkeys(("d_model", "layers", "heads", "context", "batch", "time", "r"), (1, _SIZE)),
+    **dict.fromkeys(("steps", "workers", "top_k"), (1, _COUNT)),
+    "length": (0, _COUNT),
+    "seed": (0, 2**63 - 1),
+}
+# What every other number must be, and in words.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "lr": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "alpha": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "dropout": (lambda x: 0 <= x < 1, "a number, at least 0 and less than 1"),
+    "temperature": (lambda x: 0 <= x < math.inf, "a finite number, at least 0 (greedy)"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for a refusal, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
-    tune_machine()
+    """Run one command; returns the exit status: 0, 2 for a refusal, 130 after Ctrl-C, 141 where whoever read the output
+    has gone (`| head -1`)."""
+    _open_console()
     try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    finally:
+        _close_console()
+
+
+def _run(arguments: list[str]) -> int:
+    name = "minilora"
+    try:
+        _check_text(arguments)
+        options = _parser().parse_args(arguments)
+        name = f"minilora {options.name}"
+        tune_machine()
         _choose_backend(options.backend)
-        options.command(options)
-    except ValueError as error:
-        print(f"minilora {options.name}: {error}", file=sys.stderr)
+        _check_numbers(options)
+        # Apple's BLAS raises flags for products that are finite; what is not finite is looked for where it matters.
+        with np.errstate(all="ignore"):
+            options.command(options)
+    except (ValueError, Warning) as error:  # a warning only where Python was told to raise them
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"{name}: there is not enough memory for that: make the model, the batch or r smaller.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nminilora {options.name}: stopped.", file=sys.stderr)
+        print(f"\n{name}: stopped.", file=sys.stderr)
         return 130
     return 0
+
+
+# ---- the console -------------------------------------------------------------------------------------
+
+
+def _open_console() -> None:
+    """A character that the console cannot show becomes "?", and a stream that was closed swallows what is said."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")
+
+
+def _close_console() -> None:
+    """Where what was said cannot be written any more, drop it: Python would try once more at its end, and complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _say(text: str) -> None:
+    """Print now, and say so where it cannot be printed: Python itself would at its end, too late for an exit status."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ValueError(f"The output cannot be written: {error.strerror or error}.") from error
 
 
 def _choose_backend(name: str | None) -> None:
@@ -65,6 +142,42 @@ def _choose_backend(name: str | None) -> None:
         use_backend(name)
         os.environ["MINILORA_BACKEND"] = name
     backend_name()  # a backend that is not there is refused before any work
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raise `ValueError` for an argument that is no text, such as bytes of another encoding."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The argument {argument!r} holds bytes that are no {sys.getfilesystemencoding()} text: "
+                "give it, or the file, another name."
+            ) from error
+
+
+def _check_numbers(options: Any) -> None:
+    """Raise `ValueError` for a number out of range, in the words of the command line."""
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in _WHOLE and value is not None:
+            least, most = _WHOLE[name]
+            if value < least:
+                raise ValueError(f"{option} must be at least {least}, not {value}.")
+            if value > most:
+                raise ValueError(f"{option} must be at most {most:,}, not {value}.")
+        elif name in _NUMBERS and value is not None:
+            fits, words = _NUMBERS[name]
+            if not fits(value):
+                raise ValueError(f"{option} must be {words}, not {value}.")
+
+
+def _refuse_given(options: Any, names: Sequence[str], why: str) -> None:
+    """Raise `ValueError` for the first of these options that was given: it would be ignored."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            raise ValueError(f"--{name} {why}")
 
 
 # ---- what can be said --------------------------------------------------------------------------------
@@ -101,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
     )
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
-    sub.add_argument("--out", type=Path, default=Path("figures"), help="folder for the report (figures)")
+    sub.add_argument("--out", type=Path, help=f"folder for the report ({_REPORT})")
     sub.add_argument("--workers", type=int, help="processes (one a core; with cupy, one a GPU)")
     sub.add_argument(
         "--scheduler",
@@ -127,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--d-model", type=int, default=64)
     sub.add_argument("--layers", type=int, default=2)
     sub.add_argument("--heads", type=int, default=4)
-    sub.add_argument("--context", type=int, default=64, help=f"positions (64; string tasks: {WIDTH})")
+    sub.add_argument("--context", type=int, help=f"positions, with text ({_CONTEXT}; string tasks have {WIDTH})")
     _training_options(sub, lr=4e-3, steps=2000, batch=16)
 
     sub = command(
@@ -138,11 +251,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _base_option(sub, gpt2=True)
     _data_options(sub, "what to learn")
-    sub.add_argument("--r", type=int, help=f"rank ({_ADAPT['r']}; GPT-2: {_ADAPT_GPT2['r']})")
-    sub.add_argument("--alpha", type=float, help=f"α; ΔW is scaled by α/r (α = r; GPT-2: {_ADAPT_GPT2['alpha']:g})")
-    sub.add_argument("--targets", default="q_proj,v_proj", help="modules to adapt, comma between (q_proj,v_proj)")
-    sub.add_argument("--dropout", type=float, default=0.0, help="on x before A, in training (0)")
-    sub.add_argument("--context", type=int, help="positions of a sequence of text (the base's; GPT-2: 128)")
+    sub.add_argument(
+        "--adapter", type=Path, help="go on from this adapter's folder, with its r, α, targets and dropout"
+    )
+    sub.add_argument("--r", type=int, help=f"rank ({_LORA['r']}; GPT-2: {_LORA_GPT2['r']})")
+    sub.add_argument("--alpha", type=float, help=f"α; ΔW is scaled by α/r (α = r; GPT-2: {_LORA_GPT2['alpha']:g})")
+    sub.add_argument("--targets", help=f"modules to adapt, comma between ({_LORA['targets']})")
+    sub.add_argument("--dropout", type=float, help=f"on x before A, in training ({_LORA['dropout']:g})")
+    sub.add_argument("--context", type=int, help="positions of a sequence, with text (the base's; GPT-2: 128)")
     sub.add_argument("--out", type=Path, required=True, help="the adapter's folder")
     _training_options(sub, lr=_ADAPT["lr"], steps=300, batch=_ADAPT["batch"], gpt2=_ADAPT_GPT2)
 
@@ -156,9 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
     sub.add_argument("--prompt", required=True, help="the text to go on from")
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
-    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (0.8)")
+    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy: no other option matters then (0.8)")
     sub.add_argument("--top-k", type=int, default=None, help="choose among the k likeliest")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="of the choices (0)")
 
     sub = command(
         "merge",
@@ -178,10 +294,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--preset", help=f"a model by its sizes: {', '.join(PRESETS)}")
     sub.add_argument("--base", help='or "strings", "text", or a file of pretrain')
-    sub.add_argument("--r", type=int, default=4, help="rank (4)")
-    sub.add_argument("--targets", default="q_proj,v_proj", help="modules to adapt, comma between (q_proj,v_proj)")
-    sub.add_argument("--batch", type=int, default=1, help="sequences a step, for the activations (1)")
-    sub.add_argument("--time", type=int, default=None, help="positions of each (the whole context)")
+    sub.add_argument("--r", type=int, help="rank (4)")
+    sub.add_argument("--targets", help="modules to adapt, comma between (q_proj,v_proj)")
+    sub.add_argument("--batch", type=int, help="sequences a step, for the activations (1)")
+    sub.add_argument("--time", type=int, help="positions of each (the whole context)")
     sub.add_argument("--paper", action="store_true", help="the paper's own figures, each beside its arithmetic")
 
     command(
@@ -217,7 +333,7 @@ def _training_options(
     for name, kind, value, text in (("lr", float, lr, "learning rate"), ("batch", int, batch, "sequences a step")):
         also = f"; GPT-2: {gpt2[name]:g}" if gpt2 else ""
         sub.add_argument(f"--{name}", type=kind, default=None if gpt2 else value, help=f"{text} ({value:g}{also})")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="of the start and of the batches (0)")
     sub.add_argument(
         "--resume", action="store_true", help=f"go on from the checkpoint kept every {CHECKPOINT_EVERY} steps"
     )
@@ -227,6 +343,10 @@ def _training_options(
 
 
 def _reproduce(options: Any) -> None:
+    if options.tune:
+        _refuse_given(options, ("claim", "seeds", "quick", "out"), "is of a report, which --tune does not make.")
+    if options.scheduler is not None:
+        _refuse_given(options, ("workers",), "is of processes here; with --scheduler, Dask's workers run.")
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
     workers = options.workers
     if workers is None:
@@ -235,16 +355,25 @@ def _reproduce(options: Any) -> None:
     how: dict[str, Any] = {"scheduler": options.scheduler, "fresh": options.fresh}
     if options.tune:
         path = tune(workers, **how)
-        print(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
+        _say(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
-    rows = reproduce(options.claim, Settings(seeds, options.quick), options.out, workers, **how)
-    print(table(rows))
-    print(f"\n{time.perf_counter() - start:.0f} s. Figures, claims.json and claims.md are in {options.out}.")
+    folder = options.out or _REPORT
+    reproduce(
+        options.claim,
+        Settings(seeds, options.quick),
+        folder,
+        workers,
+        show=lambda rows: _say(table(rows)),
+        **how,
+    )
+    _say(f"\n{time.perf_counter() - start:.0f} s. Figures, claims.json and claims.md are in {folder}.")
 
 
 def _pretrain(options: Any) -> None:
-    check_folder(options.out.parent)
-    tasks = _tasks(options.task)
+    _check_outputs(options, options.out)  # so that it has a name
+    checkpoint = options.out.with_name(options.out.name + ".checkpoint.npz")
+    _check_outputs(options, checkpoint)
+    tasks = _tasks(options)
     if tasks:
         vocabulary, context = PRINTABLE, WIDTH
         data = _Data(options, vocabulary, context, tasks, None)
@@ -253,49 +382,64 @@ def _pretrain(options: Any) -> None:
         vocabulary = PRINTABLE
         if set(text) - set(vocabulary.characters):
             vocabulary = Vocabulary("".join(sorted(set(text) | set(vocabulary.characters))))
-        context = options.context
+        context = options.context = _CONTEXT if options.context is None else options.context
         data = _Data(options, vocabulary, context, (), text)
     config = GPTConfig(len(vocabulary), context, options.d_model, options.layers, options.heads)
     model = GPT(config, seed=options.seed)
     optimizer = AdamW(model.parameters(), options.lr, betas=(0.9, 0.99))
     schedule = cosine_schedule(options.steps, warmup=0.05, final=0.1)
-    checkpoint = options.out.with_name(options.out.name + ".checkpoint.npz")
-    _train(options, model, optimizer, data, schedule, checkpoint, clip=1.0)
+    _train(options, model, optimizer, data, schedule, checkpoint, {"data": data.digest}, clip=1.0)
     save_checkpoint(options.out, model, step=options.steps, notes={"vocabulary": vocabulary.characters})
     checkpoint.unlink(missing_ok=True)
-    print(f"{model.num_parameters():,} parameters; held out: {data.measure(model)}. Saved in {options.out}.")
+    _say(f"{model.num_parameters():,} parameters; held out: {data.measure(model)}. Saved in {options.out}.")
 
 
 def _adapt(options: Any) -> None:
-    if not options.task and not options.text:
+    if options.task is None and options.text is None:
         raise ValueError("Say what to learn: --task NAME or --text FILE.")
-    check_folder(options.out)
-    tasks = _tasks(options.task)
-    for name, value in (_ADAPT_GPT2 if options.gpt2 else _ADAPT).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    checkpoint = options.out / "checkpoint.npz"
+    _check_outputs(options, options.out / CONFIG, options.out / WEIGHTS, checkpoint)
+    tasks = _tasks(options)
+    if options.adapter:
+        _refuse_given(options, tuple(_LORA), "is what the adapter has: leave it away, or --adapter.")
+    else:
+        _set_defaults(options, _LORA_GPT2 if options.gpt2 else _LORA)
+    _set_defaults(options, _ADAPT_GPT2 if options.gpt2 else _ADAPT)
+    targets = () if options.adapter else _names("targets", options.targets)
     model, vocabulary = _model(options)
-    targets = tuple(name for name in options.targets.split(",") if name)
     text = read_text(options.text) if options.text else None
     longest = model.config.context_length
     default = min(128, longest) if options.gpt2 else longest
     context = default if options.context is None else options.context
-    if not 1 <= context <= longest:
+    if context > longest:
         raise ValueError(f"--context must be 1 to {longest}, what the base reads, not {context}.")
     data = _Data(options, vocabulary, context, tasks, text)
-    before = data.measure(model)
-    config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
+    made_of = {"data": data.digest}
+    if options.adapter:
+        load_adapter(model, options.adapter)
+        # An adapter that is its own --out may have been replaced by the save after which a run was stopped.
+        own = _same_file(options.adapter, options.out)
+        made_of["adapter"] = "its --out" if own else digest({}, lora_state_dict(model))
+        before = data.measure(model)
+        config = shared_adapter(lora_layers(model)).config
+        remove_lora(model)  # and put on again, so that --seed decides the dropout as it does without --adapter
+    else:
+        before = data.measure(model)
+        config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
     parameters = add_lora(model, config, seed=options.seed)
+    if options.adapter:
+        load_adapter(model, options.adapter)
     optimizer = Adam(parameters, options.lr)
-    checkpoint = options.out / "checkpoint.npz"
     schedule = linear_schedule(options.steps)
-    _train(options, model, optimizer, data, schedule, checkpoint, clip=None)
+    _train(options, model, optimizer, data, schedule, checkpoint, made_of, clip=None)
     save_adapter(model, options.out)
     checkpoint.unlink(missing_ok=True)
     trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
     share = 100 * trainable / total
-    print(f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.")
-    print(f"held out, before: {before}; after: {data.measure(model)}. Saved in {options.out}.")
+    _say(
+        f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.\n"
+        f"held out, before: {before}; after: {data.measure(model)}. Saved in {options.out}."
+    )
 
 
 def _generate(options: Any) -> None:
@@ -303,32 +447,35 @@ def _generate(options: Any) -> None:
     if options.adapter:
         load_adapter(model, options.adapter)
     settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
-    print(generate_text(model, vocabulary, options.prompt, options.length, **settings))
+    _say(generate_text(model, vocabulary, options.prompt, options.length, **settings))
 
 
 def _merge(options: Any) -> None:
-    check_folder(options.out.parent)
+    check_output(options.out)
     model, vocabulary = _base(options.base)
     load_adapter(model, options.adapter)
     merge_and_unload(model)
     save_checkpoint(options.out, model, notes={"vocabulary": vocabulary.characters})
-    print(f"Saved in {options.out}: {model.num_parameters():,} parameters, ΔW inside.")
+    _say(f"Saved in {options.out}: {model.num_parameters():,} parameters, ΔW inside.")
 
 
 def _budget(options: Any) -> None:
-    targets = tuple(target for target in options.targets.split(",") if target)
-    o = options
-    print(budget_text(o.preset, o.base, o.r, targets, o.batch, o.time, o.paper))
+    settings = {name: value for name in ("r", "batch", "time") if (value := getattr(options, name)) is not None}
+    if options.targets is not None:
+        settings["targets"] = _names("targets", options.targets)
+    if options.preset is None and options.base is None:
+        _refuse_given(options, tuple(settings), "is of a model: say which, with --preset or --base.")
+    _say(budget_text(options.preset, options.base, paper=options.paper, **settings))
 
 
 def _info(options: Any) -> None:
     if options.backend not in (None, "numpy"):
-        print(device_report())
+        _say(device_report())
         return
     folder = cache_folder()
-    bases = list((folder / "bases").glob("*.npz")) if folder.exists() else []
+    bases = [path for path in (folder / "bases").glob("*.npz") if path.is_file()]
     size = sum(path.stat().st_size for path in bases) / 1e6
-    for name, value in (
+    rows = (
         ("minilora", __version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("NumPy", np.__version__),
@@ -337,18 +484,51 @@ def _info(options: Any) -> None:
         ("backend", backend_name()),
         ("cache", f"{folder}: {len(bases)} base{'s' * (len(bases) != 1)}, {size:.1f} MB"),
         ("tuning", "off (MINILORA_TUNE=0)" if os.environ.get("MINILORA_TUNE") == "0" else "on"),
-    ):
-        print(f"{name:<9} {value}")
+    )
+    _say("\n".join(f"{name:<9} {value}" for name, value in rows))
 
 
 # ---- what commands share -----------------------------------------------------------------------------
 
 
-def _tasks(given: str | None) -> tuple[str, ...]:
-    names = tuple(name for name in (given or "").split(",") if name)
+def _names(option: str, given: str) -> tuple[str, ...]:
+    """The names in a list with commas. Raises `ValueError` where one is empty."""
+    names = tuple(given.split(","))
+    if not all(names):
+        raise ValueError(f"--{option} must be one name or more, with a comma between two, not {given!r}.")
+    return names
+
+
+def _tasks(options: Any) -> tuple[str, ...]:
+    """The string tasks that --task names; none without it."""
+    if options.task is None:
+        return ()
+    names = _names("task", options.task)
     for name in names:
         check_task(name)
+    _refuse_given(options, ("context",), f"is of text: string tasks have {WIDTH} positions.")
     return names
+
+
+def _set_defaults(options: Any, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _check_outputs(options: Any, *paths: Path) -> None:
+    """Raise `ValueError` where one of these files cannot be written, or is the text to learn from."""
+    for path in paths:
+        check_output(path)
+        if options.text and _same_file(options.text, path):
+            raise ValueError(f"{path} is the text to learn from: name another file with --out.")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one is not there
+        return False
 
 
 def _model(options: Any) -> tuple[GPT, TextCodec]:
@@ -374,19 +554,16 @@ def _base(name: str) -> tuple[GPT, Vocabulary]:
 
 
 class _Data:
-    """Training batches and held-out batches of string tasks, or of a text."""
+    """Training batches and held-out batches of string tasks, or of a text; `digest` is of that text's ids."""
 
     def __init__(
         self, options: Any, vocabulary: TextCodec, context: int, tasks: tuple[str, ...], text: str | None
     ) -> None:
-        if options.batch < 1:
-            raise ValueError(f"--batch must be at least 1, not {options.batch}.")
-        if options.steps < 1:
-            raise ValueError(f"--steps must be at least 1, not {options.steps}.")
         self.tasks = tasks
         self.unit = "character" if isinstance(vocabulary, Vocabulary) else "token"
         B = options.batch
         self.held_out: list[Batch]
+        self.digest: str | None = None
         if tasks:
             if context < WIDTH or getattr(vocabulary, "characters", None) != PRINTABLE.characters:
                 raise ValueError(
@@ -398,7 +575,9 @@ class _Data:
             self.tokens = B * WIDTH
         else:
             assert text is not None
-            training, rest = split(vocabulary.encode(text), context)
+            ids = vocabulary.encode(text)
+            self.digest = digest({}, {"ids": ids})
+            training, rest = split(ids, context)
             self.batches = seeded(lambda rng: windows(training, B, context, rng), options.seed)
             rows = 32 if self.unit == "character" else B  # the logits of one row of GPT-2 take 26 MB
             self.held_out = fixed(lambda rng: windows(rest, rows, context, rng), 4)
@@ -419,23 +598,28 @@ def _train(
     data: _Data,
     schedule: Callable[[int], float],
     checkpoint: Path,
+    made_of: dict[str, str | None],
     clip: float | None,
 ) -> None:
-    """Train with a bar, keeping a checkpoint from which `--resume` goes on bit for bit."""
+    """Train with a bar, keeping a checkpoint from which `--resume` goes on bit for bit.
+
+    `made_of`: digests of what the options name and a checkpoint does not hold.
+    """
     from tqdm import tqdm
 
     start = 0
     if options.resume and checkpoint.exists():
-        _check_same_run(options, checkpoint)
+        _check_same_run(options, made_of, checkpoint)
         start = load_checkpoint(checkpoint, model, optimizer)
     elif options.resume:  # killed before the first one, perhaps
         print(f"There is no checkpoint at {checkpoint}: training starts at step 0.", file=sys.stderr)
+    notes = {"run": _settings(options), "made_of": made_of}
     with tqdm(total=options.steps, initial=start, unit="step", disable=None) as bar:
         began = time.perf_counter()
 
         def callback(done: int, loss: float) -> None:
             if done % CHECKPOINT_EVERY == 0 and done < options.steps:
-                save_checkpoint(checkpoint, model, optimizer, done, frozen=False, notes={"run": _run(options)})
+                save_checkpoint(checkpoint, model, optimizer, done, frozen=False, notes=notes)
             rate = (done - start) * data.tokens / (time.perf_counter() - began)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
             bar.update(done - bar.n)
@@ -458,18 +642,24 @@ def _train(
             raise
 
 
-def _run(options: Any) -> dict[str, Any]:
-    """The options that decide what training computes."""
-    harmless = ("command", "out", "resume", "backend")
-    return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in harmless}
+def _settings(options: Any) -> dict[str, Any]:
+    """The options that decide what training computes; of files not the names, since what they hold decides."""
+    left_out = ("command", "out", "resume", "backend", "text", "base", "gpt2", "adapter")
+    return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 
-def _check_same_run(options: Any, checkpoint: Path) -> None:
-    """Raise `ValueError` where a checkpoint is of a run with other options: going on would be neither run."""
-    saved, own = read_notes(checkpoint).get("run", {}), _run(options)
+def _check_same_run(options: Any, made_of: dict[str, str | None], checkpoint: Path) -> None:
+    """Raise `ValueError` where a checkpoint is of a run of other options or files: going on would be neither run."""
+    notes, own = read_notes(checkpoint), _settings(options)
+    saved = notes.get("run", {})
     for name, value in own.items():
         if saved.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} is of a run with --{name.replace('_', '-')} {saved[name]}, not {value}: "
                 "resume with the options it was started with, or leave --resume away."
+            )
+    for name, what in (("data", "learned from another text"), ("adapter", "started from another adapter")):
+        if notes.get("made_of", {}).get(name, made_of.get(name)) != made_of.get(name):
+            raise ValueError(
+                f"{checkpoint} is of a run that {what}: resume with what it was started with, or leave --resume away."
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -11,14 +10,17 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
 from ..claims.bases import base_configuration, computed_by, load_base, text_digest
 from ..claims.claim import Configuration, Result, Runs, Settings
-from ..claims.report import Row, make_row, write_report
-from ..interop.store import keep_result, kept_result, key
+from ..claims.figures import check_figures
+from ..claims.report import Row, draw_figures, make_row, report_files, write_report
+from ..interop.files import check_output
+from ..interop.store import check_keeping, keep_result, kept_result, key
 from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep
 
 Job = tuple[str, Configuration]  # the name of an experiment, and what to run
@@ -32,18 +34,23 @@ def reproduce(
     *,
     scheduler: str | None = None,
     fresh: bool = False,
+    show: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Run the claims named (all where none is), write figures, claims.json and claims.md, return the rows.
+    """Run the claims named (all where none is), write claims.json, claims.md and figures, return the rows.
 
     Runs that finished before are read, unless `fresh`. `scheduler` is the address of a Dask scheduler whose workers
-    run them in the place of `workers` processes here; what measures time always runs here, alone.
-    Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer or a
-    folder that cannot be written: before anything runs.
+    run them in the place of `workers` processes here; what measures time always runs here, alone. `show(rows)` is
+    called before a figure is drawn, and whether or not the files can be written.
+    Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer, a folder
+    or a cache that cannot be written, or where no figure can be drawn: before anything runs; and at the end for a
+    figure that failed.
     """
     claims = find(names)
     if settings.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {settings.seeds}.")
-    check_folder(folder)
+    for path in report_files(folder, claims):
+        check_output(path)
+    check_figures()
     jobs = {claim.id: [(experiment_of(claim, c), c) for c in claim.configurations(settings)] for claim in claims}
     asked = {job_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
     everything = [job for of_claim in jobs.values() for job in of_claim]
@@ -54,12 +61,17 @@ def reproduce(
         mine = [(job[1], results[job_name(job)]) for job in jobs[claim.id]]
         runs[claim.id] = [(c, kept["result"]) for c, kept in mine]
         rows.append(make_row(claim, runs[claim.id], settings, sum(kept["seconds"] for _, kept in mine)))
-    write_report(folder, claims, runs, rows, settings)
+    try:
+        write_report(folder, rows, settings)
+    finally:
+        show(rows)
+    draw_figures(folder, claims, runs)
     return rows
 
 
 def tune(workers: int, *, scheduler: str | None = None, fresh: bool = False) -> Path:
     """Choose every method's learning rate anew, and write the file that the claims read; returns its place."""
+    check_output(tuning.rates_file())
     runs: list[tuple[Configuration, Result]] = []
     more = tuning.configurations()
     while more:
@@ -79,8 +91,8 @@ def run_jobs(
     """Name of each job -> {"result", "seconds"}: what was kept, and the rest run now and kept as it finishes.
 
     Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. `label` is
-    what the progress bar says of a job. Raises `WorkerDiedError`, once the rest has finished, where a worker died
-    twice.
+    what the progress bar says of a job. Raises `ValueError` where runs are left whose results could not be kept, and
+    `WorkerDiedError`, once the rest has finished, where a worker died twice.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}.")
@@ -93,6 +105,7 @@ def run_jobs(
         return results
     together = [job for job in left.values() if not experiment(job[0]).alone]
     alone = [job for job in left.values() if experiment(job[0]).alone]
+    check_keeping([_made_of(job) for job in left.values()])
     if results:
         print(f"{len(results)} of {len(unique)} runs finished before; {len(left)} are left.", file=sys.stderr)
 
@@ -119,20 +132,9 @@ def timed_run(job: Job) -> dict[str, Any]:
     """{"result", "seconds"} of one job, on whatever process or machine this is."""
     name, configuration = job
     start = time.perf_counter()
-    result: Result = experiment(name).run(configuration)
+    with np.errstate(all="ignore"):  # as in the command line's main()
+        result: Result = experiment(name).run(configuration)
     return {"result": result, "seconds": time.perf_counter() - start}
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `ValueError` where files could not be written into `folder`; it is not made yet."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be written: {error.strerror or error}.") from error
 
 
 def _made_of(job: Job) -> dict[str, Any]:
@@ -184,4 +186,5 @@ def _sweep(
 
 
 def _prepare_base(base: tuple[str, int]) -> None:
-    load_base(*base)
+    with np.errstate(all="ignore"):
+        load_base(*base)

@@ -131,7 +131,7 @@ class _ProcessPool(Executor):
         self._idle: SimpleQueue[int] = SimpleQueue()
         for place in range(workers):
             self._idle.put(place)
-        self._threads = ThreadPoolExecutor(workers)  # each waits for one process
+        self._threads = ThreadPoolExecutor(workers, initializer=_block_ctrl_c)  # each waits for one process
         self._starting = threading.Lock()
         self._terminated = False
 
@@ -170,6 +170,12 @@ class _ProcessPool(Executor):
 
 def _one_process(place: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(place,))
+
+
+def _block_ctrl_c() -> None:
+    """In this thread, and so in the processes that it starts, which would else answer while they import."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _start_worker(place: int) -> None:
