@@ -56,17 +56,19 @@ def generate_text(
     seed: int = 0,
     stop: str | None = None,
 ) -> str:
-    """The prompt and what the model says next, up to `new_tokens` tokens, or to the text `stop`, which is left out.
+    """The prompt and what the model says next: up to `new_tokens` tokens, or until the text `stop`, which is left out,
+    or the vocabulary's own end token, where it has one (`vocabulary.end`).
 
-    Other settings as in `generate`.
+    Other settings as in `generate`. Raises `ValueError` for an empty `stop` too.
     """
     if stop == "":
         raise ValueError("stop must be a text of at least one character, or None.")
     prompt_ids = _integers(vocabulary.encode(prompt))
-    n = len(prompt_ids)
+    n, end_id = len(prompt_ids), getattr(vocabulary, "end", None)
 
     def ended(rows: np.ndarray) -> np.ndarray:
-        return np.array([stop is not None and stop in vocabulary.decode(row[n:]) for row in rows])
+        said = stop is not None and stop in vocabulary.decode(rows[0, n:])
+        return np.array([said or rows[0, -1] == end_id])
 
     (row,) = _continue(model, prompt_ids[None], new_tokens, temperature, top_k, [seed], ended)
     text = vocabulary.decode(row)

@@ -48,6 +48,30 @@ def test_pretrain_adapt_generate_merge(base, capsys):
     assert said[0] == said[1] and said[0].startswith("2abcd>")
 
 
+def test_generating_ends_where_an_answer_does_or_where_told(base, capsys, monkeypatch):
+    """A base of string tasks ends with the line, merged too; --stop names another end, or none."""
+    asked = []
+    monkeypatch.setattr(cli, "generate_text", lambda *_, **settings: asked.append(settings["stop"]) or "")
+    assert adapt(base) == 0 and main(["merge", "--base", base, "--adapter", "a", "--out", "m.npz"]) == 0
+    with open("text.txt", "w") as file:
+        file.write("some plain text. " * 200)
+    assert main(["pretrain", "--text", "text.txt", "--context", "16", "--steps", "1", *TINY, "--out", "t.npz"]) == 0
+    for name in (base, "m.npz", "t.npz"):
+        for stop in ([], ["--stop", "ab"], ["--stop", r"\n\n"], ["--stop", ""]):
+            assert main(["generate", "--base", name, "--prompt", "2ab>", *stop]) == 0
+    chosen = ["ab", "\n\n", None]
+    assert asked == ["\n", *chosen, "\n", *chosen, None, *chosen]
+
+
+def test_an_answer_is_printed_without_what_ends_it(base, capsys):
+    prompt = ["generate", "--base", base, "--prompt", "2abcd>", "--temperature", "0"]
+    assert main([*prompt, "--length", "30", "--stop", ""]) == 0
+    whole = capsys.readouterr().out[:-1]
+    end = whole[len("2abcd>") + 2]
+    assert main([*prompt, "--length", "30", "--stop", end]) == 0
+    assert capsys.readouterr().out == whole[: whole.index(end, len("2abcd>"))] + "\n"
+
+
 def test_a_users_own_text_with_characters_of_its_own(capsys):
     with open("text.txt", "w", encoding="utf-8") as file:
         file.write("Grüße aus Köln. " * 200)

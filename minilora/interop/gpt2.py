@@ -216,6 +216,11 @@ class Tokenizer:
     def __len__(self) -> int:
         return int(self._library.get_vocab_size())
 
+    @property
+    def end(self) -> int | None:
+        """The id of the token that ends a text; None where the tokenizer has none."""
+        return self._library.token_to_id("<|endoftext|>")
+
     def encode(self, text: str) -> np.ndarray:
         """(n,) ids, without special tokens."""
         return np.array(self._library.encode(text, add_special_tokens=False).ids, dtype=np.int64)

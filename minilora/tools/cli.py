@@ -275,6 +275,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy: no other option matters then (0.8)")
     sub.add_argument("--top-k", type=int, default=None, help="choose among the k likeliest")
     sub.add_argument("--seed", type=int, default=0, help="of the choices (0)")
+    sub.add_argument(
+        "--stop",
+        metavar="TEXT",
+        help=r"end before this text, \n for a newline (string tasks: \n; GPT-2: its end token; '' for nothing)",
+    )
 
     sub = command(
         "merge",
@@ -389,7 +394,8 @@ def _pretrain(options: Any) -> None:
     optimizer = AdamW(model.parameters(), options.lr, betas=(0.9, 0.99))
     schedule = cosine_schedule(options.steps, warmup=0.05, final=0.1)
     _train(options, model, optimizer, data, schedule, checkpoint, {"data": data.digest}, clip=1.0)
-    save_checkpoint(options.out, model, step=options.steps, notes={"vocabulary": vocabulary.characters})
+    notes = {"vocabulary": vocabulary.characters, "stop": "\n" if tasks else None}
+    save_checkpoint(options.out, model, step=options.steps, notes=notes)
     checkpoint.unlink(missing_ok=True)
     _say(f"{model.num_parameters():,} parameters; held out: {data.measure(model)}. Saved in {options.out}.")
 
@@ -446,7 +452,8 @@ def _generate(options: Any) -> None:
     model, vocabulary = _model(options)
     if options.adapter:
         load_adapter(model, options.adapter)
-    settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
+    stop = _stop(options) if options.stop is None else options.stop.replace("\\n", "\n")
+    settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed, "stop": stop or None}
     _say(generate_text(model, vocabulary, options.prompt, options.length, **settings))
 
 
@@ -455,7 +462,7 @@ def _merge(options: Any) -> None:
     model, vocabulary = _base(options.base)
     load_adapter(model, options.adapter)
     merge_and_unload(model)
-    save_checkpoint(options.out, model, notes={"vocabulary": vocabulary.characters})
+    save_checkpoint(options.out, model, notes={"vocabulary": vocabulary.characters, "stop": _stop(options)})
     _say(f"Saved in {options.out}: {model.num_parameters():,} parameters, ΔW inside.")
 
 
@@ -551,6 +558,15 @@ def _base(name: str) -> tuple[GPT, Vocabulary]:
         return load_base(name, 0), PRINTABLE
     model = load_model(name)
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
+
+
+def _stop(options: Any) -> str | None:
+    """Where an answer of the base ends: string tasks end with their line."""
+    if getattr(options, "gpt2", None):
+        return None  # its tokenizer knows
+    if options.base in ("strings", "text"):
+        return "\n" if options.base == "strings" else None
+    return read_notes(options.base).get("stop")
 
 
 class _Data:
