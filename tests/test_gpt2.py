@@ -378,7 +378,7 @@ def test_refusals_of_the_command_line(whole, capsys):
     model, text = str(whole / "gpt2"), ["--text", str(whole / "text.txt"), "--out", str(whole / "a")]
     for arguments, message in (
         (["--gpt2", model, *text, "--context", "13"], "--context must be 1 to 12"),
-        (["--gpt2", model, *text, "--context", "0"], "--context must be 1 to 12"),
+        (["--gpt2", model, *text, "--context", "0"], "--context must be at least 1"),
         (["--gpt2", model, "--task", "upper", "--out", str(whole / "a")], "String tasks need a base"),
         (["--gpt2", str(whole / "no"), *text], "tokenizer.json is missing"),
     ):

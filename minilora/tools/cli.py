@@ -61,7 +61,7 @@ _WHOLE: dict[str, tuple[int, int]] = {
 }
 # What every other number must be, and in words.
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "lr": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "lr": (lambda x: 0 <= x < math.inf, "a finite number, at least 0"),
     "alpha": (lambda x: 0 < x < math.inf, "a finite number above 0"),
     "dropout": (lambda x: 0 <= x < 1, "a number, at least 0 and less than 1"),
     "temperature": (lambda x: 0 <= x < math.inf, "a finite number, at least 0 (greedy)"),
@@ -272,7 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
     sub.add_argument("--prompt", required=True, help="the text to go on from")
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
-    sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy: no other option matters then (0.8)")
+    sub.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is greedy: --top-k and --seed change nothing then (0.8)"
+    )
     sub.add_argument("--top-k", type=int, default=None, help="choose among the k likeliest")
     sub.add_argument("--seed", type=int, default=0, help="of the choices (0)")
     sub.add_argument(
