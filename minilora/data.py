@@ -66,7 +66,13 @@ PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 character
 
 def english_text() -> str:
     """The language reference that ships with CPython, `pydoc_data.topics`: 0.5 million characters of English."""
-    topics = importlib.import_module("pydoc_data.topics").topics
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise ValueError(
+            "This Python comes without its language reference (pydoc_data.topics), the English that a base is "
+            "pretrained on: use another Python, or --text FILE."
+        ) from error
     return _printable("\n".join(topics[name] for name in sorted(topics)))
 
 
@@ -75,12 +81,21 @@ _SOURCES = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "pic
 
 
 def python_source() -> str:
-    """Source code of the standard library of the Python that runs: code, for adapting a model of English."""
+    """Source code of the standard library of the Python that runs: code, for adapting a model of English.
+
+    Raises `ValueError` where this Python comes without it.
+    """
     folder = Path(sysconfig.get_paths()["stdlib"])
     names = {name: folder / f"{name}.py" for name in _SOURCES}
     names["datetime"] = folder / ("_pydatetime.py" if (folder / "_pydatetime.py").exists() else "datetime.py")
     names["decimal"] = folder / "_pydecimal.py"
-    return _printable("\n".join(path.read_text(encoding="utf-8") for path in names.values()))
+    try:
+        return _printable("\n".join(path.read_text(encoding="utf-8") for path in names.values()))
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror or error}): this Python comes without the sources of its "
+            "standard library, which the claims adapt a model to. Use a Python that has them."
+        ) from error
 
 
 def read_text(path: str | Path) -> str:

@@ -1,5 +1,7 @@
 """Text, splits, batches, string tasks, the planted problem."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,12 @@ def test_the_planted_change_has_the_spectrum_asked_for(rng):
     np.testing.assert_allclose(np.linalg.svd(change, compute_uv=False), [3, 1, 0, 0, 0, 0, 0, 0], atol=1e-12)
     with pytest.raises(ValueError, match="at most 2"):
         tasks.planted(2, (3.0, 1.0, 1.0), rng)
+
+
+def test_a_python_without_its_sources_or_its_reference_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"argparse.py cannot be read .*without the sources"):
+        data.python_source()
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(ValueError, match="without its language reference"):
+        data.english_text()

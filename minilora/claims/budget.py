@@ -111,7 +111,7 @@ def _bytes(method: str, ids: np.ndarray, targets: np.ndarray) -> dict[str, int]:
 def saved_bytes(loss: Tensor, model: Module) -> int:
     """Bytes of the arrays that the graph below a loss keeps alive, each block of memory once, parameters aside."""
     blocks = {id(block): block for node in _nodes(loss) for array in _held(node) for block in [_block(array)]}
-    parameters = {id(_block(p.data)) for p in model.parameters()}
+    parameters = {id(_block(p.array)) for p in model.parameters()}
     return sum(block.nbytes for key, block in blocks.items() if key not in parameters)
 
 
@@ -135,7 +135,7 @@ def _held(node: Node) -> Iterator[Array]:
         if isinstance(value, xp.ndarray):
             yield value
         elif isinstance(value, Tensor):
-            yield value.data
+            yield value.array
         elif isinstance(value, (list, tuple)):
             stack.extend(value)
 
