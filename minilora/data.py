@@ -93,8 +93,8 @@ def python_source() -> str:
         return _printable("\n".join(path.read_text(encoding="utf-8") for path in names.values()))
     except OSError as error:
         raise ValueError(
-            f"{error.filename} cannot be read ({error.strerror or error}): this Python comes without the sources of its "
-            "standard library, which the claims adapt a model to. Use a Python that has them."
+            f"{error.filename} cannot be read ({error.strerror or error}): this Python comes without the sources of "
+            "its standard library, which the claims adapt a model to. Use a Python that has them."
         ) from error
 
 
