@@ -2,10 +2,11 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import ALL_TARGETS, gpt2_folder, ids, randomize_lora, snapshot
+from helpers import ALL_TARGETS, gpt2_folder, ids, randomize_lora, save_bfloat16, save_raw, snapshot
 from safetensors.numpy import load_file, save_file
 
 import minilora as ml
@@ -87,6 +88,90 @@ def test_half_precision_becomes_the_dtype_asked_for(tmp_path):
     assert weight.dtype == np.float32 and np.array_equal(weight, half["transformer.wte.weight"])
 
 
+def in_bfloat16(folder):
+    """Every file of the folder in bfloat16; returns the numbers that are left."""
+    arrays = {}
+    for path in folder.glob("*.safetensors"):
+        arrays.update(save_bfloat16(load_file(path), path))
+    return arrays
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bfloat16_becomes_the_dtype_asked_for_exactly(tmp_path, shards, dtype):
+    gpt2_folder(tmp_path / "half", shards=shards)
+    arrays = in_bfloat16(tmp_path / "half")
+    gpt2_folder(tmp_path / "whole", add=arrays)
+    model = ml.load_gpt2(tmp_path / "half", dtype)
+    assert snapshot(model) == snapshot(ml.load_gpt2(tmp_path / "whole", dtype))
+    assert np.array_equal(model.token_embedding.weight.numpy(), arrays["transformer.wte.weight"])
+
+
+def test_bfloat16_is_read_tensor_by_tensor(tmp_path):
+    """The peak is the model and a little more than its largest tensor, as for any other dtype."""
+    tensors = gpt2_folder(tmp_path, d_model=64, n_layers=4, vocab_size=300)
+    in_bfloat16(tmp_path)
+    ml.load_gpt2(tmp_path)  # what is imported and kept on a first call
+    tracemalloc.start()
+    model = ml.load_gpt2(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = max(array.nbytes for array in tensors.values())
+    assert peak < 4 * model.num_parameters() + 2 * largest + 2**17
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_a_tied_head_once_more_in_half_precision(tmp_path, dtype):
+    wte = gpt2_folder(tmp_path)["transformer.wte.weight"]
+    for head, equal in ((wte, True), (wte * 2, False)):
+        gpt2_folder(tmp_path, add={"lm_head.weight": head})
+        if dtype == "BF16":
+            in_bfloat16(tmp_path)
+        else:
+            half = {name: a.astype(np.float16) for name, a in load_file(tmp_path / "model.safetensors").items()}
+            save_file(half, tmp_path / "model.safetensors")
+        if equal:
+            ml.load_gpt2(tmp_path)
+        else:
+            with pytest.raises(CheckpointError, match="is not the embedding, though config"):
+                ml.load_gpt2(tmp_path)
+
+
+def test_a_dtype_that_is_not_read_is_named_with_what_to_do(folder):
+    for dtype in ("F8_E4M3", "F8_E5M2"):
+        names = {name: (dtype, a.shape, bytes(a.size)) for name, a in load_file(folder / "model.safetensors").items()}
+        save_raw(names, folder / "model.safetensors")
+        with pytest.raises(
+            CheckpointError, match=rf"holds .*wte.weight as {dtype}, .*: save it as float32 or bfloat16"
+        ):
+            ml.load_gpt2(folder)
+        gpt2_folder(folder)
+
+
+@pytest.mark.parametrize(("prefix", "who"), [("module.", "DistributedDataParallel"), ("_orig_mod.", "torch.compile")])
+@pytest.mark.parametrize("within", ["", "transformer."])
+def test_a_prefix_that_every_name_has_is_named(tmp_path, prefix, who, within):
+    gpt2_folder(tmp_path, prefix=prefix + within)
+    with pytest.raises(CheckpointError, match=f"every name begins with '{prefix}', as .*{who} put"):
+        ml.load_gpt2(tmp_path)
+
+
+def test_matrices_all_transposed_are_called_so(tmp_path):
+    tensors = gpt2_folder(tmp_path)
+    turned = {n: np.ascontiguousarray(a.T) for n, a in tensors.items() if a.ndim == 2 and ".h." in n}
+    gpt2_folder(tmp_path, add=turned)
+    with pytest.raises(CheckpointError, match=r"have every matrix transposed: GPT-2 stores .* \(in, out\)"):
+        ml.load_gpt2(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_any_json(tmp_path):
+    gpt2_folder(tmp_path, shards=2)
+    before = snapshot(ml.load_gpt2(tmp_path))
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert snapshot(ml.load_gpt2(tmp_path)) == before
+
+
 def test_no_random_weights_are_drawn(folder, monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", None)
     ml.load_gpt2(folder)
@@ -116,7 +201,10 @@ REFUSED = {
         {"add": {"transformer.h.0.mlp.c_fc.weight": np.ones((32, 8), np.float32)}},
         r"has shape \(32, 8\); config.json asks for \(8, 32\)",
     ),
-    "integers": ({"add": {NORM: np.ones(8, np.int32)}}, "ln_1.weight does not hold finite floats"),
+    "integers": (
+        {"add": {NORM: np.ones(8, np.int32)}},
+        "ln_1.weight as I32, which minilora does not read: save it as float32",
+    ),
     "NaN": ({"add": {NORM: np.full(8, np.nan, np.float32)}}, "ln_1.weight does not hold finite floats"),
 }
 

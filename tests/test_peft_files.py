@@ -238,7 +238,7 @@ def test_a_configuration_that_cannot_be_used_is_refused_by_name(folder, changes,
         ({KEY: np.ones((8, 2), np.float32)}, "has shape (8, 2); this model needs (2, 8)"),
         ({KEY: np.full((2, 8), np.nan, np.float32)}, "lora_A.weight does not hold finite floats"),
         ({KEY: np.full((2, 8), np.inf, np.float32)}, "lora_A.weight does not hold finite floats"),
-        ({KEY: np.ones((2, 8), np.int32)}, "lora_A.weight does not hold finite floats"),
+        ({KEY: np.ones((2, 8), np.int32)}, "lora_A.weight as I32, which minilora does not read"),
     ],
     ids=["missing", "extra", "foreign", "transposed", "NaN", "infinite", "integers"],
 )
