@@ -366,6 +366,130 @@ def test_pefts_ordinary_adapter_gives_each_of_q_k_v_a_copy_of_a(folder, tmp_path
     assert next(iter(lora_layers(model).values())).adapter.config.target_modules == ("q_proj", "k_proj", "v_proj")
 
 
+# PEFT's up to 0.2, whose conv1d always has two groups, and loralib's
+GROUPED = {
+    "q, v": ([True, False, True], 2, ("q_proj", "v_proj")),
+    "k": ([False, True, False], 1, ("k_proj",)),
+    "q, k, v": ([True, True, True], 3, ("q_proj", "k_proj", "v_proj")),
+    "k, v": ([False, True, True], 2, ("k_proj", "v_proj")),
+    "q, k, v in two groups": ([True, True, True], 2, None),
+    "v in two groups": ([False, False, True], 2, None),
+}
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["loralib", "PEFT 0.2"])
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_files_with_enable_lora_become_adapters_of_q_k_and_v(folder, tmp_path, rng, name, peft):
+    enable, groups, targets = GROUPED[name]
+    D, r, n, tensors = 8, 2, sum(enable), {}
+    for i in range(2):
+        A, B = rng.normal(size=(n * r, D)), rng.normal(size=(n * D, n * r // groups))
+        if peft:
+            tensors.update({A_KEY.format(i): A, B_KEY.format(i): B[:, :, None]})
+        else:
+            tensors.update({f"transformer.h.{i}.attn.c_attn.lora_{part}": a for part, a in (("A", A), ("B", B))})
+    save_file(tensors, tmp_path / WEIGHTS)
+    fields = {"peft_type": "LORA", "r": r, "lora_alpha": 6, "target_modules": ["c_attn"], "enable_lora": enable}
+    (tmp_path / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": True, "merge_weights": False}))
+    model = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(model, tmp_path)
+    own = next(iter(lora_layers(model).values())).adapter.config
+    if targets:
+        assert (own.r, own.scale, own.target_modules) == (r, 3, targets)
+    for i, block in enumerate(model.blocks):
+        A, B = (tensors[next(key for key in tensors if f"h.{i}." in key and f"lora_{part}" in key)] for part in "AB")
+        pairs = zip(np.split(A, groups), np.split(B.reshape(len(B), -1), groups), strict=True)
+        rows = iter(np.concatenate([b @ a for a, b in pairs]) * 3)  # s B A, group by group
+        for enabled, part in zip(enable, ("q_proj", "k_proj", "v_proj"), strict=True):
+            wanted = np.array([next(rows) for _ in range(D)]) if enabled else np.zeros((D, D))
+            layer = getattr(block.attn, part)
+            delta = to_numpy(layer.delta_weight()) if hasattr(layer, "lora_A") else np.zeros((D, D))
+            np.testing.assert_allclose(delta, wanted, rtol=0, atol=1e-12)
+    ml.save_adapter(model, tmp_path / "again")
+    again = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(again, tmp_path / "again")
+    assert snapshot(again) == snapshot(model)
+
+
+@pytest.mark.parametrize(
+    ("enable", "shape", "message"),
+    [
+        (
+            [True, True, True],
+            (16, 2),
+            r"lora_A \(4, 8\) and lora_B \(16, 2\), which is no adapter of r 2 with enable_lora",
+        ),
+        ([True, False, True], (24, 2), r"lora_B \(24, 2\)"),
+        ([True, False, True], (16, 3), r"lora_B \(16, 3\)"),
+        ([True, False, True], (16, 2, 2), r"lora_B \(16, 2, 2\)"),
+        ([True, True], (16, 0), r"lora_B \(16, 0\)"),
+        ([False, False, False], (16, 2), "not a list of true and false"),
+        ([1, 0, 1], (16, 2), "not a list of true and false"),
+        ("q, v", (16, 2), "not a list of true and false"),
+        ([True, True, False, False, False], (16, 2), "on a matrix of"),
+    ],
+    ids=str,
+)
+def test_grouped_files_that_do_not_fit_are_refused(folder, tmp_path, enable, shape, message):
+    tensors = {key.format(i): np.ones((4, 8) if "lora_A" in key else shape) for i in (0, 1) for key in (A_KEY, B_KEY)}
+    save_file(tensors, tmp_path / WEIGHTS)
+    fields = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"], "enable_lora": enable}
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
+    model = ml.load_gpt2(folder)
+    with pytest.raises(AdapterError, match=message):
+        ml.load_adapter(model, tmp_path)
+    assert not lora_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("choice", "targets"),
+    [
+        (r".*\.c_attn", ("q_proj", "v_proj")),
+        (None, ("q_proj", "v_proj")),
+        ("c_attn", ("q_proj", "v_proj")),
+        ("all-linear", ALL_TARGETS),
+    ],
+    ids=str,
+)
+def test_the_tensors_say_which_of_gpt2s_modules_a_choice_means(folder, tmp_path, choice, targets):
+    model = adapted(folder, targets)
+    ml.save_adapter(model, tmp_path / "a")
+    foreign(tmp_path / "a")
+    fields = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps({**fields, "target_modules": choice}))
+    again = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(again, tmp_path / "a")
+    assert np.array_equal(logits(again), logits(model))
+
+
+def test_the_embedding_saved_beside_an_adapter_must_be_the_models_own(folder, tmp_path):
+    model = adapted(folder, ("lm_head",))
+    ml.save_adapter(model, tmp_path / "a")
+    wte = load_file(folder / "model.safetensors")["transformer.wte.weight"]
+    for name in ("transformer.wte.weight", "lm_head.base_layer.weight"):
+        for given in (wte, wte + 1):
+            tensors = {**load_file(tmp_path / "a" / WEIGHTS), f"base_model.model.{name}": given}
+            (tmp_path / "b").mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / "b" / WEIGHTS)
+            (tmp_path / "b" / CONFIG).write_bytes((tmp_path / "a" / CONFIG).read_bytes())
+            again = ml.load_gpt2(folder, dtype="float64")
+            if given is wte:
+                ml.load_adapter(again, tmp_path / "b")
+                assert snapshot(again) == snapshot(model)
+            else:
+                with pytest.raises(AdapterError, match="not as this model has it: the adapter was made for another"):
+                    ml.load_adapter(again, tmp_path / "b")
+                assert not lora_layers(again)
+
+
+def test_an_adapter_for_another_gpt2_of_the_same_size_warns(folder, tmp_path):
+    ml.save_adapter(adapted(folder), tmp_path / "a")
+    ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a")  # in float32, and silent
+    gpt2_folder(folder, add={"transformer.ln_f.bias": np.ones(8, np.float32)})
+    with pytest.warns(UserWarning, match="made for another base"):
+        ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a")
+
+
 def test_an_adapter_that_has_not_learned_yet_is_read_as_an_ordinary_one(folder, tmp_path, rng):
     """Its B is zero, which any form allows; as an ordinary one it trains as it would in PEFT."""
     tensors = {
@@ -440,6 +564,9 @@ def whole(tmp_path):
 
 def test_the_tokenizer_turns_any_text_into_ids_and_back(whole):
     tokenizer = Tokenizer(whole / "gpt2")
+    path = whole / "gpt2" / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte-order mark is no part of it
+    assert len(Tokenizer(whole / "gpt2")) == len(tokenizer)
     text = "two thin ones, é and 漢字\n"
     row = tokenizer.encode(text)
     assert row.dtype == np.int64 and row.max() < len(tokenizer)
