@@ -277,7 +277,7 @@ _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:(?:\.([^.]+))
 
 
 def _tensor_names(file: SafetensorsFile, fused: bool) -> tuple[dict[str, str], list[str]]:
-    """What minilora calls each tensor, "<module>.lora_A" -> its name in the file; and the names of all other tensors."""
+    """minilora's name of each tensor, "<module>.lora_A" -> its name in the file; and the names of all others."""
     keys: dict[str, str] = {}
     others: list[str] = []
     adapters = set()
