@@ -99,6 +99,7 @@ class Adapter:
     thawed: list[Parameter] = field(default_factory=list)  # the base's parameters that add_lora froze
     merged: bool = False
     disabled: bool = False
+    base: tuple[tuple[int, ...], str] | None = None  # which arrays the base is made of, and their digest
 
 
 def lora_linear(
@@ -211,6 +212,16 @@ def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Pa
         side = min(modules[name].weight.shape)  # type: ignore[attr-defined]
         if config.r > side:
             raise ValueError(f"The rank r must be at most min(out, in) = {side} for {name}, not {config.r}.")
+    return wrap(model, config, seed)
+
+
+def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]:
+    """`add_lora` on a plain model for an r of any size, as adapters of other programs have it.
+
+    More than a matrix's smaller side only spends memory, so that `add_lora` takes it for a mistake.
+    """
+    names = matching_linears(model, config.target_modules)
+    modules = dict(model.named_modules())
     init_rng, dropout_rng = np.random.default_rng(seed).spawn(2)
     adapter = Adapter(config, dropout_rng, thawed=[p for p in model.parameters() if p.requires_grad])
     for parameter in adapter.thawed:

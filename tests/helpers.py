@@ -119,6 +119,23 @@ def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, 
     return tensors
 
 
+def save_bfloat16(arrays, path):
+    """A safetensors file of the upper halves of float32 arrays; returns the float32 that the halves are."""
+    halves = {name: np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16 for name, array in arrays.items()}
+    save_raw({name: ("BF16", half.shape, half.astype("<u2").tobytes()) for name, half in halves.items()}, path)
+    return {name: (half << 16).view(np.float32) for name, half in halves.items()}
+
+
+def save_raw(tensors, path):
+    """A safetensors file of any dtype: name -> (its word for the dtype, shape, bytes)."""
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for *_, data in tensors.values()))
+
+
 def run_short(claim, configuration):
     """The result of one of a claim's configurations, in no more steps than its world takes now."""
     from minilora import claims  # here, since few of those who use this file need them

@@ -330,8 +330,8 @@ def test_nothing_in_a_file_is_ever_executed(tmp_path):
 
 
 OTHERS = {
-    "another size": (lambda: tiny_gpt(d_model=4), "shape"),
-    "another depth": (lambda: tiny_gpt(n_layers=1), "does not know blocks.1"),
+    "another size": (lambda: tiny_gpt(d_model=4), "from a model with d_model=8; this one has d_model=4"),
+    "another depth": (lambda: tiny_gpt(n_layers=1), "from a model with n_layers=2; this one has n_layers=1"),
     "another number of heads": (lambda: tiny_gpt(n_heads=4), "n_heads=2"),
     "a model with LoRA": (lambda: lora_gpt(), "it lacks"),
 }

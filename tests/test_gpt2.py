@@ -2,10 +2,11 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import ALL_TARGETS, gpt2_folder, ids, randomize_lora, snapshot
+from helpers import ALL_TARGETS, gpt2_folder, ids, randomize_lora, save_bfloat16, save_raw, snapshot
 from safetensors.numpy import load_file, save_file
 
 import minilora as ml
@@ -87,6 +88,90 @@ def test_half_precision_becomes_the_dtype_asked_for(tmp_path):
     assert weight.dtype == np.float32 and np.array_equal(weight, half["transformer.wte.weight"])
 
 
+def in_bfloat16(folder):
+    """Every file of the folder in bfloat16; returns the numbers that are left."""
+    arrays = {}
+    for path in folder.glob("*.safetensors"):
+        arrays.update(save_bfloat16(load_file(path), path))
+    return arrays
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_bfloat16_becomes_the_dtype_asked_for_exactly(tmp_path, shards, dtype):
+    gpt2_folder(tmp_path / "half", shards=shards)
+    arrays = in_bfloat16(tmp_path / "half")
+    gpt2_folder(tmp_path / "whole", add=arrays)
+    model = ml.load_gpt2(tmp_path / "half", dtype)
+    assert snapshot(model) == snapshot(ml.load_gpt2(tmp_path / "whole", dtype))
+    assert np.array_equal(model.token_embedding.weight.numpy(), arrays["transformer.wte.weight"])
+
+
+def test_bfloat16_is_read_tensor_by_tensor(tmp_path):
+    """The peak is the model and a little more than its largest tensor, as for any other dtype."""
+    tensors = gpt2_folder(tmp_path, d_model=64, n_layers=4, vocab_size=300)
+    in_bfloat16(tmp_path)
+    ml.load_gpt2(tmp_path)  # what is imported and kept on a first call
+    tracemalloc.start()
+    model = ml.load_gpt2(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = max(array.nbytes for array in tensors.values())
+    assert peak < 4 * model.num_parameters() + 2 * largest + 2**17
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_a_tied_head_once_more_in_half_precision(tmp_path, dtype):
+    wte = gpt2_folder(tmp_path)["transformer.wte.weight"]
+    for head, equal in ((wte, True), (wte * 2, False)):
+        gpt2_folder(tmp_path, add={"lm_head.weight": head})
+        if dtype == "BF16":
+            in_bfloat16(tmp_path)
+        else:
+            half = {name: a.astype(np.float16) for name, a in load_file(tmp_path / "model.safetensors").items()}
+            save_file(half, tmp_path / "model.safetensors")
+        if equal:
+            ml.load_gpt2(tmp_path)
+        else:
+            with pytest.raises(CheckpointError, match="is not the embedding, though config"):
+                ml.load_gpt2(tmp_path)
+
+
+def test_a_dtype_that_is_not_read_is_named_with_what_to_do(folder):
+    for dtype in ("F8_E4M3", "F8_E5M2"):
+        names = {name: (dtype, a.shape, bytes(a.size)) for name, a in load_file(folder / "model.safetensors").items()}
+        save_raw(names, folder / "model.safetensors")
+        with pytest.raises(
+            CheckpointError, match=rf"holds .*wte.weight as {dtype}, .*: save it as float32 or bfloat16"
+        ):
+            ml.load_gpt2(folder)
+        gpt2_folder(folder)
+
+
+@pytest.mark.parametrize(("prefix", "who"), [("module.", "DistributedDataParallel"), ("_orig_mod.", "torch.compile")])
+@pytest.mark.parametrize("within", ["", "transformer."])
+def test_a_prefix_that_every_name_has_is_named(tmp_path, prefix, who, within):
+    gpt2_folder(tmp_path, prefix=prefix + within)
+    with pytest.raises(CheckpointError, match=f"every name begins with '{prefix}', as .*{who} put"):
+        ml.load_gpt2(tmp_path)
+
+
+def test_matrices_all_transposed_are_called_so(tmp_path):
+    tensors = gpt2_folder(tmp_path)
+    turned = {n: np.ascontiguousarray(a.T) for n, a in tensors.items() if a.ndim == 2 and ".h." in n}
+    gpt2_folder(tmp_path, add=turned)
+    with pytest.raises(CheckpointError, match=r"have every matrix transposed: GPT-2 stores .* \(in, out\)"):
+        ml.load_gpt2(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_any_json(tmp_path):
+    gpt2_folder(tmp_path, shards=2)
+    before = snapshot(ml.load_gpt2(tmp_path))
+    for name in ("config.json", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert snapshot(ml.load_gpt2(tmp_path)) == before
+
+
 def test_no_random_weights_are_drawn(folder, monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", None)
     ml.load_gpt2(folder)
@@ -116,7 +201,10 @@ REFUSED = {
         {"add": {"transformer.h.0.mlp.c_fc.weight": np.ones((32, 8), np.float32)}},
         r"has shape \(32, 8\); config.json asks for \(8, 32\)",
     ),
-    "integers": ({"add": {NORM: np.ones(8, np.int32)}}, "ln_1.weight does not hold finite floats"),
+    "integers": (
+        {"add": {NORM: np.ones(8, np.int32)}},
+        "ln_1.weight as I32, which minilora does not read: save it as float32",
+    ),
     "NaN": ({"add": {NORM: np.full(8, np.nan, np.float32)}}, "ln_1.weight does not hold finite floats"),
 }
 
@@ -278,6 +366,130 @@ def test_pefts_ordinary_adapter_gives_each_of_q_k_v_a_copy_of_a(folder, tmp_path
     assert next(iter(lora_layers(model).values())).adapter.config.target_modules == ("q_proj", "k_proj", "v_proj")
 
 
+# PEFT's up to 0.2, whose conv1d always has two groups, and loralib's
+GROUPED = {
+    "q, v": ([True, False, True], 2, ("q_proj", "v_proj")),
+    "k": ([False, True, False], 1, ("k_proj",)),
+    "q, k, v": ([True, True, True], 3, ("q_proj", "k_proj", "v_proj")),
+    "k, v": ([False, True, True], 2, ("k_proj", "v_proj")),
+    "q, k, v in two groups": ([True, True, True], 2, None),
+    "v in two groups": ([False, False, True], 2, None),
+}
+
+
+@pytest.mark.parametrize("peft", [False, True], ids=["loralib", "PEFT 0.2"])
+@pytest.mark.parametrize("name", GROUPED)
+def test_grouped_files_with_enable_lora_become_adapters_of_q_k_and_v(folder, tmp_path, rng, name, peft):
+    enable, groups, targets = GROUPED[name]
+    D, r, n, tensors = 8, 2, sum(enable), {}
+    for i in range(2):
+        A, B = rng.normal(size=(n * r, D)), rng.normal(size=(n * D, n * r // groups))
+        if peft:
+            tensors.update({A_KEY.format(i): A, B_KEY.format(i): B[:, :, None]})
+        else:
+            tensors.update({f"transformer.h.{i}.attn.c_attn.lora_{part}": a for part, a in (("A", A), ("B", B))})
+    save_file(tensors, tmp_path / WEIGHTS)
+    fields = {"peft_type": "LORA", "r": r, "lora_alpha": 6, "target_modules": ["c_attn"], "enable_lora": enable}
+    (tmp_path / CONFIG).write_text(json.dumps({**fields, "fan_in_fan_out": True, "merge_weights": False}))
+    model = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(model, tmp_path)
+    own = next(iter(lora_layers(model).values())).adapter.config
+    if targets:
+        assert (own.r, own.scale, own.target_modules) == (r, 3, targets)
+    for i, block in enumerate(model.blocks):
+        A, B = (tensors[next(key for key in tensors if f"h.{i}." in key and f"lora_{part}" in key)] for part in "AB")
+        pairs = zip(np.split(A, groups), np.split(B.reshape(len(B), -1), groups), strict=True)
+        rows = iter(np.concatenate([b @ a for a, b in pairs]) * 3)  # s B A, group by group
+        for enabled, part in zip(enable, ("q_proj", "k_proj", "v_proj"), strict=True):
+            wanted = np.array([next(rows) for _ in range(D)]) if enabled else np.zeros((D, D))
+            layer = getattr(block.attn, part)
+            delta = to_numpy(layer.delta_weight()) if hasattr(layer, "lora_A") else np.zeros((D, D))
+            np.testing.assert_allclose(delta, wanted, rtol=0, atol=1e-12)
+    ml.save_adapter(model, tmp_path / "again")
+    again = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(again, tmp_path / "again")
+    assert snapshot(again) == snapshot(model)
+
+
+@pytest.mark.parametrize(
+    ("enable", "shape", "message"),
+    [
+        (
+            [True, True, True],
+            (16, 2),
+            r"lora_A \(4, 8\) and lora_B \(16, 2\), which is no adapter of r 2 with enable_lora",
+        ),
+        ([True, False, True], (24, 2), r"lora_B \(24, 2\)"),
+        ([True, False, True], (16, 3), r"lora_B \(16, 3\)"),
+        ([True, False, True], (16, 2, 2), r"lora_B \(16, 2, 2\)"),
+        ([True, True], (16, 0), r"lora_B \(16, 0\)"),
+        ([False, False, False], (16, 2), "not a list of true and false"),
+        ([1, 0, 1], (16, 2), "not a list of true and false"),
+        ("q, v", (16, 2), "not a list of true and false"),
+        ([True, True, False, False, False], (16, 2), "on a matrix of"),
+    ],
+    ids=str,
+)
+def test_grouped_files_that_do_not_fit_are_refused(folder, tmp_path, enable, shape, message):
+    tensors = {key.format(i): np.ones((4, 8) if "lora_A" in key else shape) for i in (0, 1) for key in (A_KEY, B_KEY)}
+    save_file(tensors, tmp_path / WEIGHTS)
+    fields = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"], "enable_lora": enable}
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
+    model = ml.load_gpt2(folder)
+    with pytest.raises(AdapterError, match=message):
+        ml.load_adapter(model, tmp_path)
+    assert not lora_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("choice", "targets"),
+    [
+        (r".*\.c_attn", ("q_proj", "v_proj")),
+        (None, ("q_proj", "v_proj")),
+        ("c_attn", ("q_proj", "v_proj")),
+        ("all-linear", ALL_TARGETS),
+    ],
+    ids=str,
+)
+def test_the_tensors_say_which_of_gpt2s_modules_a_choice_means(folder, tmp_path, choice, targets):
+    model = adapted(folder, targets)
+    ml.save_adapter(model, tmp_path / "a")
+    foreign(tmp_path / "a")
+    fields = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps({**fields, "target_modules": choice}))
+    again = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(again, tmp_path / "a")
+    assert np.array_equal(logits(again), logits(model))
+
+
+def test_the_embedding_saved_beside_an_adapter_must_be_the_models_own(folder, tmp_path):
+    model = adapted(folder, ("lm_head",))
+    ml.save_adapter(model, tmp_path / "a")
+    wte = load_file(folder / "model.safetensors")["transformer.wte.weight"]
+    for name in ("transformer.wte.weight", "lm_head.base_layer.weight"):
+        for given in (wte, wte + 1):
+            tensors = {**load_file(tmp_path / "a" / WEIGHTS), f"base_model.model.{name}": given}
+            (tmp_path / "b").mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / "b" / WEIGHTS)
+            (tmp_path / "b" / CONFIG).write_bytes((tmp_path / "a" / CONFIG).read_bytes())
+            again = ml.load_gpt2(folder, dtype="float64")
+            if given is wte:
+                ml.load_adapter(again, tmp_path / "b")
+                assert snapshot(again) == snapshot(model)
+            else:
+                with pytest.raises(AdapterError, match="not as this model has it: the adapter was made for another"):
+                    ml.load_adapter(again, tmp_path / "b")
+                assert not lora_layers(again)
+
+
+def test_an_adapter_for_another_gpt2_of_the_same_size_warns(folder, tmp_path):
+    ml.save_adapter(adapted(folder), tmp_path / "a")
+    ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a")  # in float32, and silent
+    gpt2_folder(folder, add={"transformer.ln_f.bias": np.ones(8, np.float32)})
+    with pytest.warns(UserWarning, match="made for another base"):
+        ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a")
+
+
 def test_an_adapter_that_has_not_learned_yet_is_read_as_an_ordinary_one(folder, tmp_path, rng):
     """Its B is zero, which any form allows; as an ordinary one it trains as it would in PEFT."""
     tensors = {
@@ -352,6 +564,9 @@ def whole(tmp_path):
 
 def test_the_tokenizer_turns_any_text_into_ids_and_back(whole):
     tokenizer = Tokenizer(whole / "gpt2")
+    path = whole / "gpt2" / "tokenizer.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte-order mark is no part of it
+    assert len(Tokenizer(whole / "gpt2")) == len(tokenizer)
     text = "two thin ones, é and 漢字\n"
     row = tokenizer.encode(text)
     assert row.dtype == np.int64 and row.max() < len(tokenizer)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import ALL_TARGETS, randomize
 
 import minilora as ml
 from minilora import functional as F
@@ -184,6 +185,20 @@ def test_adapters_go_to_peft_and_back(tmp_path, scaling):
     np.testing.assert_allclose(base(ids).numpy(), logits, rtol=0, atol=1e-10)
     layer = next(iter(lora_layers(base).values()))
     assert layer.scaling == pytest.approx(next(iter(lora_layers(model).values())).scaling)
+
+
+@pytest.mark.parametrize("size", ["small", "tied"])
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), (*ALL_TARGETS, "lm_head"), ("blocks.0.mlp.fc_in",)], ids=str)
+def test_an_adapter_that_peft_saved_again_loads_here_again(tmp_path, size, targets):
+    model, ids, _ = model_and_batch(size)
+    plain = from_minilora(model)
+    ml.add_lora(model, ml.LoRAConfig(R, ALPHA, targets))
+    randomize(model)
+    ml.save_adapter(model, tmp_path / "a")
+    peft.PeftModel.from_pretrained(plain, str(tmp_path / "a")).double().save_pretrained(str(tmp_path / "b"))
+    again, _, _ = model_and_batch(size)
+    ml.load_adapter(again, tmp_path / "b")
+    assert np.array_equal(again(ids).numpy(), model(ids).numpy())
 
 
 def test_loralib_linear_agrees_on_forward_backward_and_merge(rng):

@@ -1,5 +1,6 @@
 """GPT-2 and its adapters beside transformers and PEFT, where they are installed (extra `parity`)."""
 
+import json
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what other libraries warn about while they are imported
     peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install -e '.[parity]'")
     transformers = pytest.importorskip("transformers", reason="transformers is missing: pip install -e '.[parity]'")
+from safetensors.torch import save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -117,7 +119,8 @@ def test_our_adapter_in_peft_on_c_attn(gpt2, tmp_path, targets, scaling):
 
 
 def pefts_adapter(theirs, **settings):
-    model = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=6, fan_in_fan_out=True, **settings)).double()
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "fan_in_fan_out": True, **settings})
+    model = peft.get_peft_model(theirs, config).double()
     rng = np.random.default_rng(7)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -159,6 +162,148 @@ def test_a_block_adapter_that_peft_saved_again_is_q_and_v_of_rank_r(gpt2, tmp_pa
     assert list(lora_layers(again)) == list(lora_layers(ours))
     assert again.blocks[0].attn.q_proj.lora_A.shape[0] == 3
     assert_same(logits(again, tokens(theirs)), logits(ours, tokens(theirs)), 1e-10)
+
+
+WRITTEN = [
+    ("q_proj",),
+    ("q_proj", "v_proj"),
+    ALL_TARGETS,
+    ("k_proj", "o_proj"),
+    ("blocks.1.attn.v_proj",),
+    ("blocks.1.attn.v_proj", "blocks.0.attn.q_proj"),
+    ("fc_out", "blocks.0.attn.o_proj"),
+    ("lm_head",),
+    ("lm_head", "q_proj"),
+    (*ALL_TARGETS, "lm_head"),
+]
+
+
+@pytest.mark.parametrize("size", ["small", "untied"])
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("targets", WRITTEN, ids=",".join)
+def test_every_adapter_that_peft_saved_again_loads_here_again(tmp_path, targets, scaling, size):
+    """Beside an adapter on the head it writes the head too, tied or not."""
+    theirs = random_gpt2(size)
+    theirs.save_pretrained(tmp_path / "gpt2")
+    ours, ids = ml.load_gpt2(tmp_path / "gpt2", dtype="float64"), tokens(theirs)
+    ml.add_lora(ours, ml.LoRAConfig(3, 7, targets, scaling=scaling))
+    randomize(ours)
+    expected = logits(ours, ids)
+    ml.save_adapter(ours, tmp_path / "a")
+    in_peft = peft.PeftModel.from_pretrained(theirs, str(tmp_path / "a")).double()
+    assert_same(logits(in_peft, ids), expected, 1e-10)
+    in_peft.save_pretrained(str(tmp_path / "b"))
+    again = ml.load_gpt2(tmp_path / "gpt2", dtype="float64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ml.load_adapter(again, tmp_path / "b")
+    assert_same(logits(again, ids), expected, 1e-10)
+
+
+def test_a_gpt2_and_its_adapter_in_bfloat16(gpt2, tmp_path):
+    theirs, _ = gpt2
+    model = pefts_adapter(theirs, target_modules=["c_attn", "c_fc"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.to(torch.bfloat16).save_pretrained(str(tmp_path / "adapter"))
+        model.unload().save_pretrained(tmp_path / "bfloat16")
+    exact = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "bfloat16").double()
+    ours, ids = ml.load_gpt2(tmp_path / "bfloat16", dtype="float64"), tokens(theirs)
+    assert_same(logits(ours, ids), logits(exact, ids), 1e-10)
+    ml.load_adapter(ours, tmp_path / "adapter")
+    expected = logits(peft.PeftModel.from_pretrained(exact, str(tmp_path / "adapter")).double(), ids)
+    assert_same(logits(ours, ids), expected, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*\.(c_attn|c_fc)"},
+        {"target_modules": r".*\.1\.attn\.c_attn"},
+        {"target_modules": ["c_attn", "c_proj"], "exclude_modules": ["mlp.c_proj"]},
+        {"target_modules": ["c_attn"], "layers_to_transform": [0, 2]},
+        {"target_modules": ["c_attn"], "layers_to_transform": 1, "layers_pattern": "h"},
+        {"target_modules": ["c_attn", "lm_head"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("r", [4, 40])  # 40 is more than any matrix has, which PEFT allows
+def test_whatever_peft_was_told_to_adapt_is_adapted_here(gpt2, tmp_path, settings, r):
+    theirs, folder = gpt2
+    ids = tokens(theirs)
+    model = pefts_adapter(theirs, **settings, r=r)
+    expected = logits(model, ids)
+    model.save_pretrained(str(tmp_path / "a"))
+    config = tmp_path / "a" / "adapter_config.json"
+    for target_modules in (..., settings["target_modules"]):  # as PEFT resolved it, and as it was asked for
+        fields = json.loads(config.read_text())
+        if target_modules is not ...:
+            config.write_text(json.dumps({**fields, "target_modules": target_modules}))
+        ours = ml.load_gpt2(folder, dtype="float64")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ml.load_adapter(ours, tmp_path / "a")
+        assert_same(logits(ours, ids), expected, 1e-10)
+    ml.save_adapter(ours, tmp_path / "b")
+    back = peft.PeftModel.from_pretrained(random_gpt2(), str(tmp_path / "b")).double()
+    assert_same(logits(back, ids), expected, 1e-10)
+    ml.merge_lora(ours)
+    assert_same(logits(ours, ids), expected, 1e-10)
+
+
+def test_an_adapter_of_another_name_is_found_in_its_sub_folder(gpt2, tmp_path):
+    theirs, folder = gpt2
+    config = peft.LoraConfig(target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+    model = peft.get_peft_model(theirs, config, adapter_name="french").double()
+    expected = logits(model, tokens(theirs))
+    model.save_pretrained(str(tmp_path / "a"))
+    assert (tmp_path / "a" / "french").is_dir()
+    ours = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(ours, tmp_path / "a")
+    assert_same(logits(ours, tokens(theirs)), expected, 1e-10)
+    model.add_adapter("upper", config)
+    model.save_pretrained(str(tmp_path / "a"))
+    with pytest.raises(ValueError, match="several adapters: name one of its folders french, upper"):
+        ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a")
+    names = {name: p.detach().clone() for name, p in model.state_dict().items() if "lora_" in name}
+    save_file(names, tmp_path / "a" / "french" / "adapter_model.safetensors")  # both, under their names
+    with pytest.raises(ValueError, match=r"tensors of several adapters \(french, upper\)"):
+        ml.load_adapter(ml.load_gpt2(folder), tmp_path / "a" / "french")
+    french = {name: p for name, p in names.items() if ".french." in name}
+    save_file(french, tmp_path / "a" / "french" / "adapter_model.safetensors")
+    ours = ml.load_gpt2(folder, dtype="float64")
+    ml.load_adapter(ours, tmp_path / "a" / "french")
+    assert_same(logits(ours, tokens(theirs)), expected, 1e-10)
+
+
+@pytest.mark.parametrize("enable", [[True, False, True], [False, True, False], [True, True, True]], ids=str)
+def test_loralibs_merged_linear_on_gpt2(gpt2, tmp_path, enable):
+    loralib = pytest.importorskip("loralib", reason="loralib is not installed: pip install -e '.[parity]'")
+    theirs, folder = gpt2
+    D = theirs.config.n_embd
+    rng = np.random.default_rng(5)
+    for block in theirs.transformer.h:  # as in its GPT-2 example
+        plain = block.attn.c_attn
+        block.attn.c_attn = loralib.MergedLinear(
+            D, 3 * D, r=4, lora_alpha=6, enable_lora=enable, fan_in_fan_out=True, merge_weights=False
+        ).double()
+        with torch.no_grad():
+            block.attn.c_attn.weight.copy_(plain.weight)
+            block.attn.c_attn.bias.copy_(plain.bias)
+            for p in (block.attn.c_attn.lora_A, block.attn.c_attn.lora_B):
+                p.copy_(torch.from_numpy(rng.normal(0, 0.3, p.shape)))
+    expected = logits(theirs, tokens(theirs))
+    (tmp_path / "a").mkdir()
+    save_file(loralib.lora_state_dict(theirs), tmp_path / "a" / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["c_attn"], "enable_lora": enable}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**fields, "fan_in_fan_out": True}))
+    ours = ml.load_gpt2(folder, dtype="float64")
+    base = logits(ours, tokens(theirs))
+    trainable = ml.load_adapter(ours, tmp_path / "a")
+    assert np.abs(expected - base).max() > 0.1
+    assert_same(logits(ours, tokens(theirs)), expected, 1e-10)
+    assert len(trainable) == 2 * sum(enable) * theirs.config.n_layer and trainable[0].shape == (4, D)
 
 
 def test_the_readmes_way_to_pytorch_and_back(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..gpt import GPT, GPTConfig
-from ..lora import LoRAConfig, add_lora, lora_layers, shared_adapter
+from ..lora import LoRAConfig, lora_layers, shared_adapter, wrap
 from ..nn import Module
 from ..optim import Optimizer
 from .files import digest, parse_json, write_atomically
@@ -94,8 +94,8 @@ def load_checkpoint(
     states = [generator.bit_generator.state for generator, _ in generators]
     try:
         step = int(header["step"])
-        model.load_state_dict(_with_base(header, weights, model))
         _check_settings(header, model)
+        model.load_state_dict(_with_base(header, weights, model))
         for generator, key in generators:
             generator.bit_generator.state = header[key]
         if optimizer is not None:  # last, since it changes all or nothing
@@ -125,14 +125,18 @@ def _with_base(header: dict[str, Any], weights: dict[str, np.ndarray], model: Mo
 
 
 def _check_settings(header: dict[str, Any], model: Module) -> None:
-    """Raise `ValueError` where the weights have the right shapes and yet made another function."""
-    if isinstance(model, GPT) and GPTConfig(**header["gpt"]) != model.config:
-        raise ValueError(f"it was saved from {GPTConfig(**header['gpt'])}; the model has {model.config}.")
+    """Raise `ValueError` where the sizes are others, or the shapes would fit and yet make another function."""
+    if isinstance(model, GPT):
+        saved_sizes, sizes = dataclasses.asdict(GPTConfig(**header["gpt"])), dataclasses.asdict(model.config)
+        others = [name for name in sizes if saved_sizes[name] != sizes[name]]
+        if others:
+            theirs, own = (", ".join(f"{name}={of[name]}" for name in others) for of in (saved_sizes, sizes))
+            raise ValueError(f"it was saved from a model with {theirs}; this one has {own}.")
     layers = lora_layers(model)
-    if layers:
-        saved, own = LoRAConfig(**header["lora"]).scale, shared_adapter(layers).config.scale
-        if saved != own:
-            raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {own:g}.")
+    if layers and "lora" in header:
+        saved, scale = LoRAConfig(**header["lora"]).scale, shared_adapter(layers).config.scale
+        if saved != scale:
+            raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {scale:g}.")
 
 
 def load_model(path: str | Path) -> GPT:
@@ -143,7 +147,11 @@ def load_model(path: str | Path) -> GPT:
     try:
         model = GPT(GPTConfig(**header["gpt"]), seed=None, dtype=header["dtype"])
         if "lora" in header:
-            add_lora(model, LoRAConfig(**header["lora"]), seed=None)
+            config = LoRAConfig(**header["lora"])
+            ranks = {array.shape[:1] for name, array in weights.items() if name.endswith(".lora_A")}
+            if ranks != {(config.r,)}:  # before r asks for any amount of memory
+                raise ValueError(f"its settings say r = {config.r}, which its lora_A do not have.")
+            wrap(model, config, seed=None)
         model.load_state_dict(weights)
         if "lora" in header:
             shared_adapter(lora_layers(model)).rng.bit_generator.state = header["dropout_rng"]

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ _DEEPEST = 100  # brackets within brackets, those in strings too: settings have 
 def parse_json(data: bytes, path: Path, error: type[ValueError]) -> dict[str, Any]:
     """The object in JSON that came from `path`. Raises `error` where it holds something else."""
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")  # editors on Windows put a mark first, which is no part of the JSON
         depth = 0
         for bracket in re.finditer(r"[][{}]", text):  # before parsing, whose memory grows with the depth
             depth += 1 if bracket.group() in "[{" else -1
@@ -147,6 +147,33 @@ def check_names(wanted: Iterable[str], found: Iterable[str], lacks: str, has: st
             raise ValueError(f"{what} {some}.")
 
 
+# What puts its own name before those of the model that it wraps.
+_WRAPPERS = {
+    "module.": ", as torch's DataParallel and DistributedDataParallel put it there",
+    "_orig_mod.": ", as torch.compile puts it there",
+    "_fsdp_wrapped_module.": ", as torch's FSDP puts it there",
+}
+
+
+def check_prefix(wanted: Collection[str], found: Iterable[str]) -> None:
+    """Raise `ValueError` where the names found would be the wanted ones without a prefix that they all have."""
+    prefixes = set()
+    for name in found:
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        prefixes.update([name[:start] for start in starts if name[start:] in wanted][:1])
+    if len(prefixes) == 1 and (prefix := prefixes.pop()):
+        raise ValueError(
+            f"every name begins with {prefix!r}{_WRAPPERS.get(prefix, '')}: save what is wrapped itself, or write the "
+            f"tensors anew under name.removeprefix({prefix!r})."
+        )
+
+
+def all_transposed(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether each shape found is the one wanted the other way round; square ones say nothing."""
+    telling = [name for name, shape in wanted.items() if shape != shape[::-1]]
+    return bool(telling) and all(found[name] == wanted[name][::-1] for name in telling)
+
+
 def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     """Finite numbers as another float dtype. Raises `ValueError` where one is too large for it."""
     if array.dtype == dtype:
@@ -162,27 +189,50 @@ class SafetensorsFile:
     """The tensors of a safetensors file, read one at a time or together.
 
     Raises `error`, the caller's own class, wherever the file cannot be read, is damaged, or a tensor does not hold
-    finite floats of a dtype that NumPy has.
+    finite floats of 16, 32 or 64 bits. bfloat16 becomes float32, which holds each of its numbers exactly.
     """
 
     def __init__(self, path: Path, error: type[ValueError]) -> None:
         self.path, self.error = path, error
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}  # name -> shape, as the header says
+        self._dtypes: dict[str, str] = {}  # name -> safetensors' word for it: "F32", "BF16"
 
         def look(file: Any) -> None:
             self.metadata = file.metadata() or {}
-            self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                self.shapes[name], self._dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
 
         self._open(look)
 
     def read(self, *names: str) -> list[np.ndarray]:
         """The arrays of these tensors, copies of their own."""
-        arrays: list[np.ndarray] = self._open(lambda file: [file.get_tensor(name) for name in names])
+        for name in names:
+            if self._dtypes[name] not in ("F64", "F32", "F16", "BF16"):
+                raise self.error(
+                    f"{self.path} holds {name} as {self._dtypes[name]}, which minilora does not read: save it as "
+                    "float32 or bfloat16."
+                )
+        arrays: list[np.ndarray] = self._open(
+            lambda file: [
+                self._read_bfloat16(name) if self._dtypes[name] == "BF16" else file.get_tensor(name) for name in names
+            ]
+        )
         for name, array in zip(names, arrays, strict=True):
-            if array.dtype.kind != "f" or not np.isfinite(array).all():
+            if not np.isfinite(array).all():
                 raise self.error(f"{self.path} is damaged: {name} does not hold finite floats.")
         return arrays
+
+    def _read_bfloat16(self, name: str) -> np.ndarray:
+        """A tensor that safetensors cannot give to NumPy, which has no bfloat16: the upper halves of float32."""
+        with open(self.path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            start, stop = json.loads(file.read(size))[name]["data_offsets"]  # safetensors has checked all of them
+            file.seek(8 + size + start)
+            array = np.frombuffer(file.read(stop - start), "<u2").astype(np.uint32)
+        array <<= 16
+        return array.view(np.float32).reshape(self.shapes[name])
 
     def _open(self, use: Callable[[Any], Any]) -> Any:
         from safetensors import safe_open
@@ -193,7 +243,5 @@ class SafetensorsFile:
                 return use(file)
         except OSError as problem:
             raise self.error(f"{self.path} cannot be read: {problem.strerror or problem}.") from problem
-        except Exception as problem:  # SafetensorError, and what a dtype that NumPy has not or a lying header raises
-            if "bfloat16" in str(problem):
-                raise self.error(f"{self.path} holds bfloat16, which NumPy has not: save it as float32.") from problem
+        except Exception as problem:  # SafetensorError, and what a lying header raises
             raise self.error(f"{self.path} is damaged, or no safetensors file: {problem}.") from problem

@@ -7,6 +7,9 @@ Those of q, k, v that have LoRA become one block adapter. For q and v of rank r:
 A file has one rank, so what stands beside `c_attn` is filled up with zeros. The block form computes the same in PEFT;
 training it on there is another matter, since PEFT would move the zeros too and so mix q with v.
 
+loralib's `MergedLinear`, and PEFT's up to 0.2, store the same without the zeros: with enable_lora = [True, False, True]
+A as above and B = [B_q; B_v] (2D, r).
+
 Letters: D `d_model` · r rank of minilora's adapter · R rank in the file.
 """
 
@@ -62,6 +65,48 @@ def unfuse(model: GPT, config: LoRAConfig, state: State, saved: LoRAConfig | Non
         for part, rows in zip(parts, np.split(state[f"{module}.lora_B"], len(parts)), strict=True):
             own[f"{part}.lora_A"], own[f"{part}.lora_B"] = state[f"{module}.lora_A"], rows
     return replace(config, target_modules=_own_targets(model, own)), own
+
+
+def ungroup(
+    model: GPT, config: LoRAConfig, state: State, enable: object
+) -> tuple[LoRAConfig, LoRAConfig | None, State]:
+    """The adapter of a file with `enable_lora`, with each B whole: its settings, those of minilora's adapter that it
+    is block by block (None if it is not), and its arrays. Raises `ValueError` for shapes that do not fit.
+    """
+    if not isinstance(enable, list) or not all(isinstance(part, bool) for part in enable) or not any(enable):
+        raise ValueError(f"its enable_lora is {enable!r}, not a list of true and false.")
+    layout, sizes = _layout(model), fused_sizes(model)
+    parts = sum(enable)
+    R = config.r * parts
+    whole: State = {}
+    own: list[str] | None = []
+    for module in _modules(state):
+        A, B = state.get(f"{module}.lora_A"), state.get(f"{module}.lora_B")
+        if A is None or B is None or module not in sizes:
+            raise ValueError(f"it has no lora_A and lora_B of {module}, or this model no such module.")
+        out_features, in_features = sizes[module]
+        height = out_features // len(enable)
+        if B.ndim == 3 and B.shape[2] == 1:  # PEFT's is the kernel of a convolution
+            B = B[:, :, 0]
+        groups = R // B.shape[1] if B.ndim == 2 and B.shape[1] else 0
+        fits = groups and A.shape == (R, in_features) and B.shape == (height * parts, R / groups)
+        if not fits or out_features % len(enable) or len(B) % groups:
+            raise ValueError(
+                f"{module} has lora_A {A.shape} and lora_B {B.shape}, which is no adapter of r {config.r} with "
+                f"enable_lora = {enable} on a matrix of {sizes[module]}."
+            )
+        rows = np.flatnonzero(np.repeat(enable, height))
+        whole[f"{module}.lora_A"] = A
+        wide = whole[f"{module}.lora_B"] = np.zeros((out_features, R), B.dtype)
+        for block, place, share in zip(*(np.split(a, groups) for a in (B, rows, np.arange(R))), strict=True):
+            wide[np.ix_(place, share)] = block
+        if own is not None and groups == parts and len(enable) == len(layout[module]):
+            own += itertools.compress(layout[module], enable)
+        else:
+            own = None
+    wide_config = replace(config, r=R, alpha=config.scale * R, scaling="alpha/r")
+    targets = own and shortest_targets(own, list(linear_sizes(model)))
+    return wide_config, replace(config, target_modules=targets) if targets else None, whole
 
 
 def _as_blocks(model: GPT, config: LoRAConfig, state: State, heads: tuple[str, ...]) -> tuple[LoRAConfig, State] | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from ..backend import asarray, to_numpy
 from ..gpt import GPT, GPTConfig
 from .checkpoint import CheckpointError
-from .files import SafetensorsFile, cast, check_names, read_json
+from .files import SafetensorsFile, all_transposed, cast, check_names, check_prefix, read_bytes, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -80,6 +81,11 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
 
 def _check_fit(config: GPTConfig, files: dict[str, tuple[SafetensorsFile, str]], folder: Path) -> None:
     """Raise `CheckpointError` where names or shapes of the tensors are not those that `config.json` asks for."""
+    few = {name for name, *_ in stored_tensors(replace(config, n_layers=1))}  # config.json may claim any number
+    try:
+        check_prefix(few | {f"transformer.{name}" for name in few}, files)
+    except ValueError as error:
+        raise CheckpointError(f"The weights in {folder} are not named as GPT-2's: {error}") from error
     layers = len({match.group() for name in files if (match := re.match(r"h\.\d+\.", name))})
     if layers != config.n_layers:
         raise CheckpointError(f"The weights in {folder} have {layers} layers; its config.json says {config.n_layers}.")
@@ -90,6 +96,12 @@ def _check_fit(config: GPTConfig, files: dict[str, tuple[SafetensorsFile, str]],
         check_names(wanted, files, "they lack", "they also hold")
     except ValueError as error:
         raise CheckpointError(f"The weights in {folder} do not fit its config.json: {error}") from error
+    found = {name: file.shapes[stored] for name, (file, stored) in files.items()}
+    if all_transposed({name: shape for name, shape in wanted.items() if _is_matrix(name)}, found):
+        raise CheckpointError(
+            f"The weights in {folder} have every matrix transposed: GPT-2 stores the matrices of its blocks (in, out), "
+            "these are (out, in)."
+        )
     for name, shape in wanted.items():
         file, stored = files[name]
         if file.shapes[stored] != shape:
@@ -208,8 +220,9 @@ class Tokenizer:
                 f"{path} is missing: save it from transformers with AutoTokenizer.from_pretrained(...)"
                 ".save_pretrained(folder), or copy it from where the model is published."
             )
+        text = read_bytes(path, ValueError)
         try:
-            self._library: Any = Library.from_file(str(path))
+            self._library: Any = Library.from_str(text.decode("utf-8-sig"))  # as parse_json reads every other JSON
         except Exception as error:  # the library raises Exception itself
             raise ValueError(f"{path} is not a tokenizer that can be read: {error}.") from error
 

@@ -3,9 +3,9 @@
     python tests/stress/fuzz_files.py [--count 10000] [--seed 0] [--first 0]
 
 A case is drawn from (seed, number) alone: `--first N --count 1` repeats case N. For minilora's own files "exactly"
-means every bit of weights, settings, optimizer, step and generator; a GPT-2 folder has no digest, so that a changed
-value is a value: there the model must be whole and finite. After a failed load the model is as it was. No load may
-take more memory than what the intact file takes, or twice the file.
+means every bit of weights, settings, optimizer, step and generator; a GPT-2 folder and another program's adapter have
+no digest, so that a changed value is a value: there the model must be whole and finite. After a failed load the model
+is as it was. No load may take more memory than what the intact file takes, or twice the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import io
 import json
 import resource
+import shutil
 import sys
 import tempfile
 import tracemalloc
@@ -29,12 +30,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load as tensors_of
+from safetensors import deserialize
 from safetensors.numpy import save as safetensors_bytes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helpers import adapter_state, gpt2_folder, optimizer_state, randomize_lora, tiny_gpt
+from helpers import adapter_state, gpt2_folder, optimizer_state, randomize_lora, save_bfloat16, tiny_gpt
 
 import minilora as ml
 from minilora.backend import asarray
@@ -91,6 +92,33 @@ class Adapter:
         assert state_of(model) == state_of(trained(self.base())), "loaded as something else"
 
 
+class ForeignAdapter:
+    """As other programs may write it: bfloat16, an adapter's name in the tensors' names, a sub-folder, a regular
+    expression for the targets, and no digest."""
+
+    error = AdapterError
+
+    def __init__(self, folder, base):
+        self.base = base
+        ml.save_adapter(trained(base()), folder / "default")
+        path, config = folder / "default" / "adapter_model.safetensors", folder / "default" / "adapter_config.json"
+        arrays = tensors_of(path.read_bytes())
+        save_bfloat16({default_name(name): array for name, array in arrays.items()}, path)
+        config.write_text(json.dumps({**json.loads(config.read_text()), "target_modules": ".*attn.*"}))
+
+    def load(self, folder, number):
+        model = trained(self.base(), seed=7) if number % 2 else self.base()
+        before = state_of(model)
+        try:
+            trainable = measured(lambda: ml.load_adapter(model, folder))
+        except AdapterError:
+            assert state_of(model) == before, "changed by a load that failed"
+            raise
+        assert trainable and all(np.isfinite(p.numpy()).all() for p in trainable), "not finite"
+        with np.errstate(all="ignore"):  # of an α that is finite and enormous
+            assert model(np.zeros((1, 2), int)).shape == (1, 2, model.config.vocab_size)
+
+
 class Checkpoint:
     """A file of `save_checkpoint`, with an optimizer and a generator, with the frozen base or without."""
 
@@ -126,12 +154,14 @@ class Model:
 
 
 class GPT2:
-    """A foreign folder, in one file or in shards."""
+    """A foreign folder, in one file or in shards, in float32 or bfloat16."""
 
     error = CheckpointError
 
-    def __init__(self, folder, shards):
+    def __init__(self, folder, shards, bfloat16=False):
         gpt2_folder(folder, shards=shards)
+        for path in folder.glob("*.safetensors") if bfloat16 else ():
+            save_bfloat16(tensors_of(path.read_bytes()), path)
 
     def load(self, folder, number):
         model = measured(lambda: ml.load_gpt2(folder))
@@ -217,10 +247,25 @@ def is_safetensors(data):
     return data[8:9] == b"{"
 
 
+def tensors_of(data):
+    """Name -> array; bfloat16 as float32."""
+    dtypes = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    arrays = {}
+    for name, tensor in deserialize(data):
+        array = np.frombuffer(tensor["data"], dtypes[tensor["dtype"]]).reshape(tensor["shape"])
+        arrays[name] = (array.astype(np.uint32) << 16).view(np.float32) if tensor["dtype"] == "BF16" else array
+    return arrays
+
+
+def default_name(name):
+    """A tensor's name in PEFT's memory, where the adapter is called "default"."""
+    return name.replace(".weight", ".default.weight") if ".lora_" in name else name
+
+
 def rewritten(data, change):
     """The same file with its arrays (name -> array) changed, and all that the format itself checks right again."""
     if is_safetensors(data):
-        arrays = dict(tensors_of(data))
+        arrays = tensors_of(data)
         change(arrays)
         return safetensors_bytes(arrays, metadata=header_of(data).get("__metadata__"))
     if data[:2] != b"PK":
@@ -316,6 +361,49 @@ def key_renamed(rng, data):
     return rewritten(data, change)
 
 
+def default_named(rng, data):
+    """All tensors with an adapter's name, or all but one."""
+
+    def change(arrays):
+        kept = sorted(arrays)[int(rng.integers(len(arrays)))] if rng.random() < 0.5 else None
+        for name in sorted(arrays):
+            arrays[name if name == kept else default_name(name)] = arrays.pop(name)
+
+    return rewritten(data, change) if is_safetensors(data) else None
+
+
+def as_bfloat16(rng, data):
+    """Half the bytes for one tensor, or all: the dtype that NumPy has not."""
+    if not is_safetensors(data):
+        return None
+    arrays = tensors_of(data)
+    kept = sorted(arrays)[int(rng.integers(len(arrays)))]
+    header, values, offset = {"__metadata__": header_of(data).get("__metadata__", {})}, [], 0
+    for name, array in arrays.items():
+        half = rng.random() < 0.5 or name != kept
+        upper = np.ascontiguousarray(array, np.float32).view(np.uint32) >> 16
+        values.append(upper.astype("<u2").tobytes() if half else array.astype("<f4").tobytes())
+        places = [offset, offset := offset + len(values[-1])]
+        header[name] = {"dtype": "BF16" if half else "F32", "shape": list(array.shape), "data_offsets": places}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(values)
+
+
+def in_a_dtype_of_others(rng, data):
+    """A tensor that says that it holds numbers of a dtype that no one here reads."""
+    if not is_safetensors(data):
+        return None
+    header = header_of(data)
+    tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+    tensor = tensors[int(rng.integers(len(tensors)))]
+    sizes = {"BF16": ["I16", "U16", "F16"], "F32": ["I32", "U32"]}[tensor["dtype"]]
+    tensor["dtype"] = ["F8_E4M3", "F8_E5M2", "BOOL", "I8", *sizes][int(rng.integers(4 + len(sizes)))]
+    if tensor["dtype"] not in sizes:
+        tensor["shape"] = [(tensor["data_offsets"][1] - tensor["data_offsets"][0])]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + int.from_bytes(data[:8], "little") :]
+
+
 def huge_sizes(rng, data):
     """A header that declares what is not there."""
     shape = [[10**9, 10**9], [2**31], [2**62, 4], [10**6, 10**6]][int(rng.integers(4))]
@@ -395,7 +483,7 @@ def json_changed(rng, data):
 
 VALUES = [
     None, True, 0, -1, 0.5, 3, 10**9, 10**400, 1e300, float("nan"), float("inf"), "x", [], {}, ["x"], {"a": 1},
-    "../x.safetensors", "/etc/passwd", [[]], "gpt2",
+    "../x.safetensors", "/etc/passwd", [[]], "gpt2", "all-linear", "(.*)*x", [True, False, True], [0],
 ]  # fmt: skip
 
 
@@ -422,8 +510,8 @@ def change_field(rng, fields, values):
 
 MUTATIONS = [
     truncated, bit_flipped, bit_flipped_where_sizes_stand, zeroed, inserted, removed, trailing, length_lies,
-    wrong_dtype, wrong_shape, not_finite, value_nudged, emptied, key_missing, key_added, key_renamed, huge_sizes,
-    compressed, bomb, pickled, json_changed,
+    wrong_dtype, wrong_shape, not_finite, value_nudged, emptied, key_missing, key_added, key_renamed,
+    default_named, as_bfloat16, in_a_dtype_of_others, huge_sizes, compressed, bomb, pickled, json_changed,
 ]  # fmt: skip
 
 # ---- the run -----------------------------------------------------------------------------------------
@@ -463,17 +551,21 @@ def make_kinds(folder):
     makers = {
         "adapter": lambda f: Adapter(f, tiny_gpt),
         "adapter, c_attn": lambda f: Adapter(f, lambda: ml.load_gpt2(folder / "base")),
+        "adapter, foreign": lambda f: ForeignAdapter(f, tiny_gpt),
+        "foreign, c_attn": lambda f: ForeignAdapter(f, lambda: ml.load_gpt2(folder / "base")),
         "checkpoint": lambda f: Checkpoint(f, frozen=True),
         "training state": lambda f: Checkpoint(f, frozen=False),
         "model": Model,
         "gpt2": lambda f: GPT2(f, shards=1),
         "gpt2, shards": lambda f: GPT2(f, shards=3),
+        "gpt2, bfloat16": lambda f: GPT2(f, shards=2, bfloat16=True),
     }
     kinds = {}
     for name, make in makers.items():
         (folder / name).mkdir()
         kind = make(folder / name)
-        files = {path.name: path.read_bytes() for path in sorted((folder / name).iterdir())}
+        paths = [path for path in sorted((folder / name).rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder / name).as_posix(): path.read_bytes() for path in paths}
         peaks = []
         for number in range(4):
             kind.load(folder / name, number)
@@ -494,10 +586,9 @@ def try_one(kinds, seed, number, folder, report):
         if file.endswith(".json") and structural:
             mutation = json_changed
         changed = mutation(rng, files[file])
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
     for other, content in files.items():
+        (folder / other).parent.mkdir(parents=True, exist_ok=True)
         (folder / other).write_bytes(changed if other == file else content)
     size = sum(len(content) for content in files.values()) - len(files[file]) + len(changed)
     _peak[0] = 0
