@@ -4,6 +4,8 @@ import argparse
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -392,3 +394,30 @@ def test_a_warning_that_python_was_told_to_raise_is_a_sentence(capsys, monkeypat
 
     monkeypatch.setattr(cli, "load_model", lambda name: warnings.warn("It is made again.", stacklevel=1))
     assert "It is made again." in refused(COMPLETE["generate"], capsys)
+
+
+def test_a_warning_is_a_sentence_without_a_place_in_the_source(tmp_path):
+    """And said once, though adapt --adapter reads the adapter twice. In a process of its own: pytest takes warnings."""
+    base, other = tmp_path / "base.npz", tmp_path / "other.npz"
+    for seed, path in enumerate((base, other)):
+        model = ml.GPT(ml.GPTConfig(96, 20, 16, 1, 2), seed=seed)
+        ml.save_checkpoint(path, model)
+    ml.add_lora(model, ml.LoRAConfig(2))
+    ml.save_adapter(model, tmp_path / "adapter")
+    command = ["adapt", "--base", str(base), "--adapter", str(tmp_path / "adapter"), "--task", "upper", "--steps", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "minilora", *command, "--out", str(tmp_path / "new")], capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if "another base" in line]
+    assert done.returncode == 0 and len(said) == 1
+    assert said[0].startswith("minilora adapt: The adapter in ") and ".py" not in done.stderr
+
+
+def test_an_adapter_is_written_whole_or_not_at_all(tmp_path):
+    """Where a folder stands in the place of the settings, the weights are not written either."""
+    model = ml.GPT(ml.GPTConfig(96, 20, 16, 1, 2))
+    ml.add_lora(model, ml.LoRAConfig(2))
+    (tmp_path / "a" / "adapter_config.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is a folder"):
+        ml.save_adapter(model, tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["adapter_config.json"]

@@ -39,6 +39,7 @@ from .files import (
     all_transposed,
     cast,
     check_names,
+    check_output,
     check_prefix,
     digest,
     parse_json,
@@ -118,6 +119,8 @@ def save_adapter(model: Module, folder: str | Path) -> None:
     }
     folder = Path(folder)
     path, text = folder / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    for output in (path, folder / WEIGHTS):  # both, before either is written
+        check_output(output)
     metadata = {"format": "pt", "minilora": json.dumps(asdict(own)), "base": _base_digest(model)}
     in_file = _lora_config(fields, tuple(sorted(config.target_modules)), path)
     metadata["digest"] = _digest(in_file, metadata["minilora"], metadata["base"], state)
@@ -429,7 +432,7 @@ def _known_base_digest(model: Module) -> str:
     layers, base = lora_layers(model), _base_parameters(model).values()
     if not layers or any(p.requires_grad for p in base):
         return _base_digest(model)
-    adapter, arrays = shared_adapter(layers), tuple(id(p.data) for p in base)
+    adapter, arrays = shared_adapter(layers), tuple(id(p.array) for p in base)
     if adapter.base is None or adapter.base[0] != arrays:
         adapter.base = arrays, _base_digest(model)
     return adapter.base[1]
@@ -437,7 +440,7 @@ def _known_base_digest(model: Module) -> str:
 
 def _float32(values: Parameter | np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return to_numpy(values.data if isinstance(values, Parameter) else values).astype(np.float32, copy=False)
+        return to_numpy(values.array if isinstance(values, Parameter) else values).astype(np.float32, copy=False)
 
 
 def _safetensors(state: State, metadata: dict[str, str]) -> bytes:

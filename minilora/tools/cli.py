@@ -9,7 +9,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         _choose_backend(options.backend)
         _check_numbers(options)
         # Apple's BLAS raises flags for products that are finite; what is not finite is looked for where it matters.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _plain_warnings(name):
             options.command(options)
     except (ValueError, Warning) as error:  # a warning only where Python was told to raise them
         print(f"{name}: {error}", file=sys.stderr)
@@ -124,6 +126,17 @@ def _close_console() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Warnings as sentences, without the place in the source that gave them."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{name}: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _say(text: str) -> None:
@@ -436,7 +449,9 @@ def _adapt(options: Any) -> None:
         config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
     parameters = add_lora(model, config, seed=options.seed)
     if options.adapter:
-        load_adapter(model, options.adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which the first loading has said
+            load_adapter(model, options.adapter)
     optimizer = Adam(parameters, options.lr)
     schedule = linear_schedule(options.steps)
     _train(options, model, optimizer, data, schedule, checkpoint, made_of, clip=None)
