@@ -56,8 +56,8 @@ def generate_text(
     seed: int = 0,
     stop: str | None = None,
 ) -> str:
-    """The prompt and what the model says next: up to `new_tokens` tokens, or until the text `stop`, which is left out,
-    or the vocabulary's own end token, where it has one (`vocabulary.end`).
+    """The prompt and what the model says next: up to `new_tokens` tokens, or until the text `stop`, or the end token
+    of the vocabulary, where it has one (`vocabulary.end`); neither is part of what is returned.
 
     Other settings as in `generate`. Raises `ValueError` for an empty `stop` too.
     """
@@ -71,7 +71,7 @@ def generate_text(
         return np.array([said or rows[0, -1] == end_id])
 
     (row,) = _continue(model, prompt_ids[None], new_tokens, temperature, top_k, [seed], ended)
-    text = vocabulary.decode(row)
+    text = vocabulary.decode(row[:-1] if len(row) > n and row[-1] == end_id else row)
     end = -1 if stop is None else text.find(stop, len(vocabulary.decode(row[:n])))
     return text if end < 0 else text[:end]
 

@@ -604,6 +604,22 @@ def test_refusals_of_the_command_line(whole, capsys):
     assert "is not a tokenizer that can be read" in capsys.readouterr().err
 
 
+def test_the_end_token_ends_what_is_generated(whole):
+    tokenizers = pytest.importorskip("tokenizers")
+    assert Tokenizer(whole / "gpt2").end is None
+    path = whole / "gpt2" / "tokenizer.json"
+    with_end = tokenizers.Tokenizer.from_file(str(path))
+    with_end.add_special_tokens(["<|endoftext|>"])
+    with_end.save(str(path))
+    tokenizer = Tokenizer(whole / "gpt2")
+    assert tokenizer.end == len(tokenizer) - 1
+    model = ml.GPT(ml.GPTConfig(len(tokenizer), 12, 4, 1, 1))
+    model.lm_head.weight.data[...] = 0
+    model.ln_f.bias.data[...] = 1
+    model.lm_head.weight.data[tokenizer.end] = 1  # the likeliest at once
+    assert ml.generate_text(model, tokenizer, "ab", 9, temperature=0) == "ab"
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(whole, capsys):
     gpt2_folder(whole / "gpt2", vocab_size=20)
     assert main(["generate", "--gpt2", str(whole / "gpt2"), "--prompt", "a"]) == 2

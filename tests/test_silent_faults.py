@@ -299,8 +299,9 @@ def test_generation_stops_at_a_stop_token_or_text():
     assert ml.generate_text(model, letters, "ab", 20, temperature=0, stop="fg") == "abcde", "of several characters"
     assert ml.generate_text(model, letters, "xa", 4, temperature=0, stop="x") == "xabcde", "not in the prompt"
     letters.end = 4  # as a tokenizer's end token
-    assert ml.generate_text(model, letters, "a", 20, temperature=0) == "abcde"
+    assert ml.generate_text(model, letters, "a", 20, temperature=0) == "abcd"
     assert ml.generate_text(model, letters, "a", 20, temperature=0, stop="cd") == "ab"
+    assert ml.generate_text(model, letters, "de", 20, temperature=0) == "de" + "fghijklmnopqrstuvwxyzabcd"[:20]
     with pytest.raises(ValueError, match="at least one character"):
         ml.generate_text(model, letters, "a", 2, stop="")
 
