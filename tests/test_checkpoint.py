@@ -248,6 +248,19 @@ def test_every_value_counts_and_so_does_the_header(tmp_path, whole):
     assert ml.load_checkpoint(path, *fresh("adam", seed=5)) == 2
 
 
+def test_a_rank_that_the_weights_do_not_have_asks_for_no_memory(tmp_path):
+    """A file of the first days has no digest, and r stands in its settings alone."""
+    path = tmp_path / "c.npz"
+    ml.save_checkpoint(path, lora_gpt())
+    with np.load(path) as file:
+        head = json.loads(bytes(file["header"]))
+    del head["digest"]
+    head["lora"]["r"] = 10**15
+    path.write_bytes(rewritten(path.read_bytes(), path, header=np.frombuffer(json.dumps(head).encode(), np.uint8)))
+    with pytest.raises(CheckpointError, match="settings say r = 1000000000000000, which its lora_A do not have"):
+        ml.load_model(path)
+
+
 def test_a_compressed_archive_is_not_unpacked(tmp_path):
     """minilora writes none, and one of a kilobyte may hold a gigabyte."""
     np.savez_compressed(tmp_path / "c.npz", header=header(), **{"model/a": np.zeros(10**6)})

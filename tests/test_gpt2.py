@@ -411,6 +411,18 @@ def test_grouped_files_with_enable_lora_become_adapters_of_q_k_and_v(folder, tmp
     assert snapshot(again) == snapshot(model)
 
 
+def test_a_grouped_file_that_has_not_learned_yet_trains_as_it_would_in_loralib(folder, tmp_path, rng):
+    """A B of zeros would be of any form, but enable_lora says which."""
+    shapes = {"lora_A": (4, 8), "lora_B": (16, 2)}
+    tensors = {f"h.{i}.attn.c_attn.{part}": rng.normal(size=shapes[part]) for i in (0, 1) for part in shapes}
+    save_file({name: array * ("lora_A" in name) for name, array in tensors.items()}, tmp_path / WEIGHTS)
+    fields = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"], "enable_lora": [True, False, True]}
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
+    model = ml.load_gpt2(folder, dtype="float64")
+    assert [p.shape for p in ml.load_adapter(model, tmp_path)] == [(2, 8), (8, 2)] * 4
+    assert np.array_equal(model.blocks[1].attn.v_proj.lora_A.numpy(), tensors["h.1.attn.c_attn.lora_A"][2:])
+
+
 @pytest.mark.parametrize(
     ("enable", "shape", "message"),
     [

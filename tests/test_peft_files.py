@@ -441,6 +441,11 @@ def test_a_change_of_one_weight_of_the_base_is_noticed(folder):
     model.load_state_dict({**model.state_dict(), "ln_f.bias": np.zeros(8)})  # other arrays, so that it looks again
     ml.load_adapter(model, folder)
     ml.load_adapter(model, folder)
+    state = model.state_dict()
+    model.load_state_dict({**state, "ln_f.bias": np.ones(8)})
+    with pytest.warns(UserWarning, match="another base"):
+        ml.load_adapter(model, folder)
+    model.load_state_dict(state)
     model.ln_f.bias.requires_grad = True  # as whoever trains it beside LoRA does
     model.ln_f.bias.data[0] = 1
     with pytest.warns(UserWarning, match="another base"):
