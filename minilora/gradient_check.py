@@ -164,7 +164,7 @@ def _compare(
             raise AssertionError(f"The gradient of input {name} is not finite.")
     scale = max((float(np.max(np.abs(g))) for g in analytic if g.size), default=0.0)
     # What rounding alone does to a difference at the first step; a smaller step is given no more.
-    rounding = 10 * np.finfo(np.float64).eps * float(np.sum(np.abs(first))) / _STEPS[0]
+    rounding = 10 * float(np.finfo(np.float64).eps) * float(np.sum(np.abs(first))) / _STEPS[0]
 
     for number, (point, gradient) in enumerate(zip(points, analytic, strict=True)):
         direction = rng.choice([-1.0, 1.0], size=point.shape) * rng.uniform(0.5, 1.0, size=point.shape)
@@ -230,7 +230,7 @@ def _blame(
             f"{numeric:.9g}, though each element alone agrees: the error is spread thin, or the point is near a kink."
         )
     error, index, a, n = worst
-    size = max(abs(a), abs(n), np.finfo(np.float64).tiny)
+    size = max(abs(a), abs(n), float(np.finfo(np.float64).tiny))
     message = (
         f"Input {name}, index {index}: analytic {a:.9g}, numeric {n:.9g}, absolute error {error:.3g}, "
         f"relative error {error / size:.3g} (allowed: {tolerance:g} of the largest gradient, {scale:.3g})."

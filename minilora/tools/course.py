@@ -1,17 +1,46 @@
-"""What the course stands on: numbers that differ for each student, and comparisons that say what is wrong."""
+"""What the course stands on: numbers that differ for each student, and checks that say what is wrong."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 
+PLACEHOLDER = "student"  # what STUDENT is in a notebook that nobody has put a name into
+
 
 def student_rng(student: str, exercise: str) -> np.random.Generator:
-    """The generator of one student for one exercise: the same on every machine, different for everyone else."""
+    """The generator of one student for one exercise: the same on every machine, different for everyone else.
+
+    Raises `ValueError` while `student` is empty or still the notebook's placeholder.
+    """
+    if str(student).strip().casefold() in ("", PLACEHOLDER):
+        raise ValueError(
+            f"STUDENT is {student!r}: put your name or number between the quotes in the first code cell, run that "
+            "cell, and then this one."
+        )
     digest = hashlib.sha256(f"{student}\n{exercise}".encode()).digest()
     return np.random.default_rng(list(digest))
+
+
+def yours(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a student's function returns for copies of these arguments (arrays and lists; all else is given as it is).
+
+    Raises `AssertionError`, in a sentence, where the function wrote into one of them.
+    """
+    given = [deepcopy(a) if isinstance(a, np.ndarray | list) else a for a in arguments]
+    result = function(*given)
+    for number, (before, after) in enumerate(zip(arguments, given, strict=True), 1):
+        if isinstance(before, np.ndarray | list) and not np.array_equal(before, after):
+            name = getattr(function, "__name__", "function")
+            raise AssertionError(
+                f"Your {name} changed its input: argument {number} is no longer what it was given. Make a new array "
+                "instead (x = x - 1, not x -= 1), or work on a copy (x.copy())."
+            )
+    return result
 
 
 def expect_close(actual: Any, expected: Any, what: str, tolerance: float = 1e-9) -> None:
