@@ -113,8 +113,8 @@ def configurations(settings: Settings) -> list[Configuration]:
     steps = STEPS // 3 if settings.quick else STEPS
     cells = [
         {"start": start, "base": ["strings", seed], "alpha": alpha, "lr": lr, "steps": steps}
-        for start, seeds in (("fixed", settings.seeds), ("scaled", 1))
-        for seed in range(seeds)
+        for start, seeds in (("fixed", settings.bases), ("scaled", settings.bases[:1]))
+        for seed in seeds
         for alpha in ALPHAS
         for lr in rates
     ]

@@ -26,7 +26,7 @@ PAPER = {"change": (0.32, 1.90), "own": (21.67, 37.71), "random": (0.02, 0.33), 
 def configurations(settings: Settings) -> list[Configuration]:
     return [
         {**adaptation(world, s, task, f"lora q,v {r}"), "experiment": "amplification"}
-        for s in range(settings.seeds)
+        for s in settings.bases
         for world, task in TASKS.items()
         for r in RANKS
     ]

@@ -1,6 +1,7 @@
 """The pretrained models that claims adapt: one that knows seven string tasks, one that reads English.
 
-Each is made once and cached under a key of everything that made it.
+One of each comes with the package, for a first look and for the notebooks (tools/ship_bases.py makes them). Those of the
+full run are pretrained, each once, and cached under a key of everything that made it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.resources import as_file, files
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .. import __version__
 from ..backend import backend_name
 from ..data import PRINTABLE, Batch, english_text, fixed, python_source, seeded, split, windows
 from ..gpt import GPT, GPTConfig
+from ..interop.checkpoint import load_model
 from ..interop.store import cached_model
 from ..nn import Module
 from ..optim import AdamW, cosine_schedule
@@ -28,15 +31,23 @@ Configuration = dict[str, Any]
 
 _RECIPE = {"d_model": 64, "n_layers": 2, "n_heads": 4, "betas": (0.9, 0.99), "weight_decay": 0.01, "clip": 1.0}
 # Twice the longest line: the rest is for the prefixes that LoRA is compared with, which take positions of the context.
-_WORLDS: dict[str, Configuration] = {
+WORLDS: dict[str, Configuration] = {
     "strings": {**_RECIPE, "context_length": 2 * WIDTH, "steps": 2500, "batch": 64, "lr": 4e-3},
     "text": {**_RECIPE, "context_length": 64, "steps": 2000, "batch": 16, "lr": 4e-3},
 }
 
 
+# The number of the base that comes with the package, among those of the full run, which are 0, 1, 2, ...: it was
+# pretrained with seed 0, on the computer of whoever made the package.
+SHIPPED = 1000
+_FOLDER = files("minilora") / "bases"
+
+
 def base_configuration(world: str, seed: int) -> Configuration:
     """Everything that decides the weights of the base `seed` of the world "strings" or "text"."""
-    configuration = {"world": world, "seed": seed, "minilora": __version__, **computed_by(), **_WORLDS[world]}
+    if seed == SHIPPED:
+        return {"world": world, "shipped": hashlib.sha256(_shipped(world)).hexdigest()}
+    configuration = {"world": world, "seed": seed, "minilora": __version__, **computed_by(), **WORLDS[world]}
     if world == "text":
         configuration["text"] = text_digest("english")
     return configuration
@@ -57,14 +68,22 @@ def _read(which: str) -> str:
     return english_text() if which == "english" else python_source()
 
 
-def load_base(world: str, seed: int) -> GPT:
-    """A copy of the pretrained base, made now if the cache has none: about half a minute on one core."""
-    return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
+def load_base(world: str, seed: int = SHIPPED) -> GPT:
+    """A copy of a pretrained base of the world "strings" or "text": the one that comes with the package, or the base
+    `seed` of the full run, made now if the cache has none, in about half a minute on one core."""
+    if seed != SHIPPED:
+        return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
+    with as_file(_FOLDER / f"{world}.npz") as path:
+        return load_model(path)
+
+
+def _shipped(world: str) -> bytes:
+    return (_FOLDER / f"{world}.npz").read_bytes()
 
 
 def pretrain(world: str, seed: int) -> GPT:
     """Pretrain the base `seed` of a world, from its recipe."""
-    recipe = _WORLDS[world]
+    recipe = WORLDS[world]
     draw = string_draw(PRETRAINING, recipe["batch"]) if world == "strings" else text_draw("english", recipe["batch"])
     sizes = {name: recipe[name] for name in ("context_length", "d_model", "n_layers", "n_heads")}
     model = GPT(GPTConfig(vocab_size=len(PRINTABLE), **sizes), seed=seed)
@@ -102,7 +121,7 @@ def string_draw(tasks: tuple[str, ...], B: int, held_out: bool = False) -> Draw:
 @lru_cache
 def _text(which: str) -> tuple[np.ndarray, np.ndarray]:
     ids = PRINTABLE.encode(_read(which))
-    return split(ids, _WORLDS["text"]["context_length"])
+    return split(ids, WORLDS["text"]["context_length"])
 
 
 def text_draw(which: str, B: int, held_out: bool = False, room: int = 0) -> Draw:
@@ -110,7 +129,7 @@ def text_draw(which: str, B: int, held_out: bool = False, room: int = 0) -> Draw
     training, rest = _text(which)
 
     def draw(rng: np.random.Generator) -> Batch:
-        ids, targets = windows(rest if held_out else training, B, _WORLDS["text"]["context_length"], rng)
+        ids, targets = windows(rest if held_out else training, B, WORLDS["text"]["context_length"], rng)
         return ids[:, room:], targets[:, room:]
 
     return draw

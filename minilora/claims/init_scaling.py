@@ -47,7 +47,7 @@ PLUS = "A₀, lr of B·s, ε of B/s"
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     rates, steps = (RATES[::2], SWEEP_STEPS // 3) if settings.quick else (RATES, SWEEP_STEPS)
     return [
         {"part": "LoRA+"},

@@ -24,7 +24,7 @@ ASKED = 4096  # the n of the verdict: below 4 % of the parameters
 
 def configurations(settings: Settings) -> list[Configuration]:
     methods = (*(f"subspace {n}" for n in DIMENSIONS), *LORAS, "full")
-    return [adaptation("strings", s, TASK, method) for s in range(settings.seeds) for method in methods]
+    return [adaptation("strings", s, TASK, method) for s in settings.bases for method in methods]
 
 
 def accuracy(runs: Runs, method: str) -> list[float]:

@@ -40,7 +40,7 @@ LORA_RANKS = (1, 2, 4, 8, 16, 64)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     tasks = TASKS[1:] if settings.quick else TASKS
     truncations = [("strings", s, task) for s in seeds for task in tasks] + [("text", s, "code") for s in seeds]
     return [

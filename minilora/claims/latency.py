@@ -50,7 +50,7 @@ REFERENCE = "lora q,v 4"
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     prefixes = PREFIXES[::2] if settings.quick else PREFIXES
     return [
         *({"batch": B, "time": T, "rounds": ROUNDS // 4 if settings.quick else ROUNDS} for B, T in SHAPES),

@@ -45,7 +45,7 @@ PAPER = {"100": (60.2, 63.8), "1k": (85.8, 85.6), "10k": (88.9, 89.2), "392k": (
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     few = FEW[::2] if settings.quick else FEW
     planted_seeds = 1 if settings.quick else 3 * settings.seeds
     return [
@@ -182,10 +182,11 @@ def draw(runs: Runs, figure: Any) -> None:
         [a - b for n in few for a, b in zip(accuracy(runs, SMALL, n), accuracy(runs, "full", n), strict=True)]
     )
     middle.set_title(f"Strings: LoRA {gap:+.0f} points against full")
+    first = next(c["base"][1] for c, _ in runs if "base" in c)
     for method, color in zip(FORGETTING, (GRAY, BLUE, GREEN), strict=True):
         for c, result in select(runs, method=method):
             if "learned" in result:
-                label = method if c["base"][1] == 0 else None
+                label = method if c["base"][1] == first else None
                 right.plot(result["learned"], result["known"], ".-", color=color, linewidth=1, label=label)
     right.invert_xaxis()
     right.set(xlabel="held-out code (bits/character), learning →", ylabel="held-out English (bits/character)")

@@ -46,7 +46,7 @@ PAPER = {1: 73.4, 2: 73.3, 4: 73.7, 8: 73.8, 64: 73.5}  # Table 6, WikiSQL with 
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     tasks = STRING_TASKS[1:] if settings.quick else STRING_TASKS
     return [
         *({"world": "planted", "seed": s, "r": r} for s in seeds for r in PLANTED_RANKS),

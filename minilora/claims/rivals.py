@@ -24,7 +24,7 @@ LORAS_ON_TEXT = ("lora q,v 1", LORA, "lora q,v 64", "lora all 16")
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = range(settings.seeds)
+    seeds = settings.bases
     longer = () if settings.quick else LONGER
     on_text = ON_TEXT[::3] if settings.quick else ON_TEXT
     return [

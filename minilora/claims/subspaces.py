@@ -38,7 +38,7 @@ def configurations(settings: Settings) -> list[Configuration]:
                     for r, seed in ((SMALL, s), (LARGE, s), (LARGE, s + 1000))
                 ],
             }
-            for s in range(settings.seeds)
+            for s in settings.bases
             for world, task in TASKS.items()
         ),
     ]

@@ -46,9 +46,7 @@ PAPER = {"base": 350e9, "adapter": 35e6}  # bytes, GPT-3 in float16 (footnote 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    return [
-        {"base": ["strings", s], "lr": rate("strings", f"lora q,v {R}"), "steps": STEPS} for s in range(settings.seeds)
-    ]
+    return [{"base": ["strings", s], "lr": rate("strings", f"lora q,v {R}"), "steps": STEPS} for s in settings.bases]
 
 
 def run(configuration: Configuration) -> Result:

@@ -29,7 +29,7 @@ ALONE = ("q", "k", "v", "o")
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds, choices = range(settings.seeds), tuple(CHOICES)
+    seeds, choices = settings.bases, tuple(CHOICES)
     on_strings, on_text = tuple(TASKS), choices
     if settings.quick:
         on_strings, on_text = ("prev",), (*ALONE, "q, v")

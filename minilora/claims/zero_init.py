@@ -44,8 +44,8 @@ STARTS = ("A Gaussian, B zero", "A zero, B Gaussian", "both zero", "both Gaussia
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    return [{"base": ["strings", seed], "start": start} for seed in range(settings.seeds) for start in STARTS] + [
-        {"base": ["strings", seed], "start": "first steps"} for seed in range(settings.seeds)
+    return [{"base": ["strings", seed], "start": start} for seed in settings.bases for start in STARTS] + [
+        {"base": ["strings", seed], "start": "first steps"} for seed in settings.bases
     ]
 
 

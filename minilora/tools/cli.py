@@ -332,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:
     group = sub.add_mutually_exclusive_group(required=True)
-    group.add_argument("--base", help='"strings" or "text" (made once, then cached), or a file of pretrain')
+    group.add_argument("--base", help='"strings" or "text", which come with minilora, or a file of pretrain')
     if gpt2:
         group.add_argument(
             "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
@@ -572,7 +572,7 @@ def _model(options: Any) -> tuple[GPT, TextCodec]:
 def _base(name: str) -> tuple[GPT, Vocabulary]:
     """A recipe's base from the cache, made now if need be, or a file of `minilora pretrain`."""
     if name in ("strings", "text"):
-        return load_base(name, 0), PRINTABLE
+        return load_base(name), PRINTABLE
     model = load_model(name)
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
-from ..claims.bases import base_configuration, computed_by, load_base, text_digest
+from ..claims.bases import SHIPPED, base_configuration, computed_by, load_base, text_digest
 from ..claims.claim import Configuration, Result, Runs, Settings
 from ..claims.figures import check_figures
 from ..claims.report import Row, draw_figures, make_row, report_files, write_report
@@ -114,6 +114,7 @@ def run_jobs(
         results[job_name(job)] = kept
 
     bases = sorted({tuple(job[1]["base"]) for job in left.values() if "base" in job[1]})
+    bases = [base for base in bases if base[1] != SHIPPED]
     lost: list[str] = []
     with _workers(min(workers, max(len(together), len(bases), 1)), scheduler) as executor:
         if bases:
