@@ -1,7 +1,7 @@
 """The pretrained models that claims adapt: one that knows seven string tasks, one that reads English.
 
-One of each comes with the package, for a first look and for the notebooks (tools/ship_bases.py makes them). Those of the
-full run are pretrained, each once, and cached under a key of everything that made it.
+One of each comes with the package, for a first look and for the notebooks (tools/ship_bases.py makes them). Those of
+the full run are pretrained, each once, and cached under a key of everything that made it.
 """
 
 from __future__ import annotations
