@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,16 +66,18 @@ class Node:
         # Arrays that somebody may write into, each beside a copy; memory that is gone was not needed for the backward.
         self.handed_out: list[tuple[weakref.ref[Array], Array]] = []
 
-    def check_unchanged(self) -> None:
-        """Raise `ValueError` where an array that this operation read was written into since."""
-        for reference, copy in self.handed_out:
-            array = reference()
-            if array is not None and not to_numpy(xp.array_equal(array, copy, equal_nan=True)):
-                raise ValueError(
-                    f"The data of a tensor of shape {array.shape} was changed in place between the forward pass and "
-                    "backward(), so the gradient would be that of neither: change it before or after, or assign a new "
-                    "array (tensor.data = ...), which leaves the one of this graph alone."
-                )
+
+def _check_unchanged(nodes: Iterable[Node | Tensor]) -> None:
+    """Raise `ValueError` where an array that one of these operations read was written into since."""
+    seen = {id(pair): pair for node in nodes if isinstance(node, Node) for pair in node.handed_out}
+    for reference, copy in seen.values():
+        array = reference()
+        if array is not None and not to_numpy(xp.array_equal(array, copy, equal_nan=True)):
+            raise ValueError(
+                f"The data of a tensor of shape {array.shape} was changed in place between the forward pass and "
+                "backward(), so the gradient would be that of neither: change it before or after, or assign a new "
+                "array (tensor.data = ...), which leaves the one of this graph alone."
+            )
 
 
 def record(data: Array, parents: Sequence[Tensor], backward: Backward, view: bool = False) -> Tensor:
@@ -96,13 +98,11 @@ def record(data: Array, parents: Sequence[Tensor], backward: Backward, view: boo
         out._node = Node(entries, backward)
         reader = weakref.ref(out._node)
         for tensor in parents if view else (out, *parents):  # a backward may have kept the result as well: exp, say
-            if len(tensor._readers) >= _MANY:
+            count = len(tensor._readers)
+            if count >= 16 and count & (count - 1) == 0:  # at each power of two, so that forgetting costs little
                 tensor._readers[:] = [r for r in tensor._readers if _pending(r)]
             tensor._readers.append(reader)
     return out
-
-
-_MANY = 16  # readers, after which those that are gone are forgotten
 
 
 def _pending(reader: weakref.ref[Node]) -> Node | None:
@@ -152,14 +152,14 @@ def _backward(root: Node | Tensor, seed: Array, retain_graph: bool) -> None:
     pending: dict[Node | Tensor, Array] = {root: seed}
     ours: set[Node | Tensor] = set()  # whose pending array nobody else holds, so that adding in place is safe
     leaves: list[Tensor] = []
-    for node in _walk_order(root):
+    order = _walk_order(root)
+    _check_unchanged(order)  # first, so that a refusal leaves the graph as it is
+    for node in order:
         if isinstance(node, Tensor):
             leaves.append(node)
             continue
         g = pending.pop(node)
         assert node.backward is not None
-        if node.handed_out:
-            node.check_unchanged()
         gradients = node.backward(g)
         for parent, gradient in zip(node.parents, gradients, strict=True):
             if parent is None:
@@ -251,6 +251,13 @@ class Tensor:
         self._requires_grad = False
         self.requires_grad = requires_grad
 
+    def __copy__(self) -> Tensor:
+        """Of the same array, in the same place of the graph."""
+        twin = Tensor.__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        twin._readers = self._readers
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("array", "_node", "_requires_grad", "grad")}
 
@@ -267,13 +274,13 @@ class Tensor:
         pass or after the backward: one that you took before the forward pass and write into before `backward` would
         go unnoticed."""
         nodes = [node for reader in self._readers if (node := _pending(reader))]
-        owner, copy = self.array, None
+        owner, pair = self.array, None
         while nodes and isinstance(owner.base, xp.ndarray):
             owner = owner.base  # of the memory, which other tensors may see through views of their own
         for node in nodes:
             if not any(known() is owner for known, _ in node.handed_out):
-                copy = owner.copy() if copy is None else copy
-                node.handed_out.append((weakref.ref(owner), copy))
+                pair = pair or (weakref.ref(owner), owner.copy())
+                node.handed_out.append(pair)
         return self.array
 
     @data.setter

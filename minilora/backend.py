@@ -135,9 +135,11 @@ def asarray(array: Any, dtype: Any = None) -> Any:
 # benchmarks/step_time.py. The results are bit-equal.
 #
 # Whether a block is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
-# change. An array of the pool looks at its block through an exporter, an object made for it alone; whatever looks at
-# the array's memory, a view or a memoryview, keeps the exporter alive, by the rules of Python's buffers. When it goes,
-# its weak reference, the lease, appends itself to the free list: by `list.append`, in which no tracer can step.
+# change. An array of the pool looks at its block through an exporter made for it alone, and that through a sentinel;
+# whatever looks at the array's memory, a view or a memoryview, keeps both alive, by the rules of Python's buffers.
+# When the sentinel goes, its weak reference, the lease, appends itself to the free list: by `list.append`, in which no
+# tracer can step. (The sentinel is an array, since the garbage collector, which clears weak references before it
+# asks finalizers, does not know arrays.)
 
 _SMALL = 8 * 1024  # bytes; below this the C library keeps blocks itself
 _LINE = 64  # bytes of a cache line
@@ -145,75 +147,80 @@ _PERIOD = 10_000  # requests; a block that was free throughout is let go. A step
 _ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between periods, at how much it has grown
 
 
-class _Block:
-    """Memory that one array after another looks at."""
-
-    __slots__ = ("export", "lease", "memory")
-
-    def __init__(self, size: int) -> None:
-        # NumPy's own blocks begin 16 bytes beyond a cache line, so that every wide load crosses two lines: an
-        # elementwise pass within the cache is then 2.4 times as slow.
-        raw = np.empty(size + _LINE, np.uint8)
-        start = -raw.ctypes.data % _LINE
-        self.memory = raw.data[start : start + size]
-        self.export = (ctypes.c_char * size).from_buffer  # makes an exporter
-        self.lease: _Lease | None = None
-
-
 class _Lease(weakref.ref):
-    """Of one exporter; it ends with the exporter, and knows which block is free then."""
+    """Of one sentinel; it ends with it, and knows whose memory is free then."""
 
-    __slots__ = ("block",)
-    block: _Block
+    __slots__ = ("export", "memory")
+    memory: memoryview
+    export: Callable[[Any], Any]  # makes an exporter
+
+
+class _Shelf:
+    """The blocks of one size."""
+
+    __slots__ = ("free", "leases", "least")
+
+    def __init__(self) -> None:
+        self.leases: dict[int, _Lease] = {}  # the latest of every block, by its id: a lease that is lost never ends
+        self.free: list[_Lease] = []  # those that ended, the latest last; an array may end in any thread
+        self.least = 0  # the fewest that were free at once in this period
 
 
 class _Pool:
-    """The blocks of one thread. An array may end in any thread: appending to a list is safe from all of them."""
+    """The blocks of one thread."""
 
-    __slots__ = ("blocks", "bytes", "free", "least", "limit", "requests")
+    __slots__ = ("bytes", "limit", "requests", "shelves")
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[_Block]] = {}  # bytes -> every block of that size
-        self.free: dict[int, list[_Lease]] = {}  # bytes -> leases that ended, the latest last
-        self.least: dict[int, int] = {}  # bytes -> the fewest free blocks that there were in this period
+        self.shelves: dict[int, _Shelf] = {}  # bytes of a block -> such blocks
         self.bytes, self.limit, self.requests = 0, _ROOM, 0
 
     def take(self, size: int) -> Any:
         """An exporter of `size` bytes that no array looks at: a buffer for one."""
         self.requests += 1
         if self.requests % _PERIOD == 0:
-            self._let_go(dict(self.least))
-        free = self.free.get(size)
-        if free is None:
-            free, self.blocks[size], self.least[size] = self.free.setdefault(size, []), [], 0
+            self._let_go({size: shelf.least for size, shelf in self.shelves.items()})
+        shelf = self.shelves.get(size) or self.shelves.setdefault(size, _Shelf())
+        ended = None
         try:
-            block = free.pop().block  # the latest: the likeliest to be in the cache still
+            ended = shelf.free.pop()  # the latest: the likeliest to be in the cache still
+            memory, export = ended.memory, ended.export
         except IndexError:
-            block = self._grow(size)
-        if len(free) < self.least[size]:
-            self.least[size] = len(free)
-        exporter = block.export(block.memory)
-        block.lease = lease = _Lease(exporter, free.append)  # the block keeps it: a lease that is lost never ends
-        lease.block = block
+            memory, export = self._grow(size)
+        if len(shelf.free) < shelf.least:
+            shelf.least = len(shelf.free)
+        sentinel = np.frombuffer(memory, np.uint8)
+        exporter = export(sentinel)
+        lease = _Lease(sentinel, shelf.free.append)
+        lease.memory, lease.export = memory, export
+        shelf.leases[id(lease)] = lease
+        if ended is not None:
+            shelf.leases.pop(id(ended), None)
         return exporter
 
-    def _grow(self, size: int) -> _Block:
-        """One more block; where the pool has doubled, as with shapes that never come again, what is free goes first."""
+    def _grow(self, size: int) -> tuple[memoryview, Callable[[Any], Any]]:
+        """A new block; where the pool has doubled, as with shapes that never come again, what is free goes first."""
         if self.bytes + size > self.limit:
-            self._let_go({size: len(free) for size, free in self.free.items()})
-        block = _Block(size)
-        self.blocks[size].append(block)
+            self._let_go({size: len(shelf.free) for size, shelf in self.shelves.items()}, needed=size)
         self.bytes += size
-        return block
+        # NumPy's own blocks begin 16 bytes beyond a cache line, so that every wide load crosses two lines: an
+        # elementwise pass within the cache is then 2.4 times as slow.
+        raw = np.empty(size + _LINE, np.uint8)
+        start = -raw.ctypes.data % _LINE
+        return raw.data[start : start + size], (ctypes.c_char * size).from_buffer
 
-    def _let_go(self, counts: dict[int, int]) -> None:
+    def _let_go(self, counts: dict[int, int], needed: int = 0) -> None:
         """Forget that many free blocks of each size, the coldest first; blocks that arrays look at stay."""
         for size, count in counts.items():
-            for lease in self.free[size][:count]:
-                self.blocks[size].remove(lease.block)
-            self.bytes -= count * size
-            del self.free[size][:count]
-            self.least[size] = len(self.free[size])
+            shelf = self.shelves[size]
+            del shelf.free[:count]
+            # An exception within `take`, of a signal handler say, may have lost a block that is free by now.
+            free = {id(lease) for lease in shelf.free}
+            shelf.leases = {key: lease for key, lease in shelf.leases.items() if key in free or lease() is not None}
+            shelf.least = len(shelf.free)
+            if not shelf.leases and size != needed:
+                del self.shelves[size]
+        self.bytes = sum(size * len(shelf.leases) for size, shelf in self.shelves.items())
         self.limit = max(_ROOM, 2 * self.bytes)
 
 

@@ -48,7 +48,7 @@ class PromptTuned(Module):
     def __init__(self, model: GPT, length: int, seed: int = 0) -> None:
         _check_length(model, length)
         _freeze(model)
-        self.model, self.config = model, model.config
+        self.model, self.config, self.reads = model, model.config, model.reads - length
         ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, length)
         self.prompt = Parameter(model.token_embedding.weight.data[asarray(ids)])  # (P, D)
 
@@ -88,6 +88,7 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
     """
     _check_length(model, length)
     _freeze(model)
+    model.reads -= length
     ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, length))
     added: list[Parameter] = []
     with no_grad():

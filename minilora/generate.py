@@ -39,6 +39,8 @@ def generate(
     """
     prompt = _integers(ids)
     stops = [stop] if isinstance(stop, (int, np.integer)) else list(stop)
+    if not all(isinstance(token, (int, np.integer)) for token in stops):
+        raise TypeError(f"stop takes ids, not {stop!r}; generate_text takes a text.")
     rows = np.atleast_2d(prompt)
     seeds = [seed] if prompt.ndim == 1 else [[seed, row] for row in range(len(rows))]
     longer = _continue(model, rows, new_tokens, temperature, top_k, seeds, lambda rows: np.isin(rows[:, -1], stops))
@@ -97,13 +99,14 @@ def _continue(
     cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
     with no_grad(), evaluating():
         for _ in range(new_tokens):
-            if cache is not None and rows.shape[1] <= model.config.context_length:
+            if cache is not None and rows.shape[1] <= model.reads:
                 logits = model(rows[:, cache.length :], cache)  # (B, new, V)
             else:  # every token has moved to another position: nothing remembered is of use
-                logits = model(rows[:, -model.config.context_length :])
+                logits = model(rows[:, -model.reads :])
             last = to_numpy(logits.array)[:, -1].astype(np.float64)  # (B, V)
-            chosen = [_choose(*pair, temperature, top_k) for pair in zip(last, generators, strict=True)]
-            tokens = np.where(done, rows[:, -1], chosen)
+            tokens = rows[:, -1].copy()
+            for row in np.flatnonzero(~done):
+                tokens[row] = _choose(last[row], generators[row], temperature, top_k)
             rows = np.concatenate([rows, tokens[:, None]], axis=1)
             done |= ended(rows)
             if done.all():
@@ -122,7 +125,8 @@ def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, to
         return int(logits.argmax())
     if top_k is not None and top_k < logits.size:
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
-    weights = np.exp((logits - top) / temperature)
+    with np.errstate(over="ignore"):  # of a tiny temperature: what is less likely at all becomes impossible
+        weights = np.exp((logits - top) / temperature)
     return int(rng.choice(logits.size, p=weights / weights.sum()))
 
 

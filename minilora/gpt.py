@@ -136,6 +136,7 @@ class GPT(Module):
             raise ValueError(f'dtype must be "float32" or "float64", not {dtype!r}.')
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
+        self.reads = config.context_length  # positions of a text; what is put before it takes some of them
         D = config.d_model
         self.token_embedding = Embedding(config.vocab_size, D, rng=rng, dtype=dtype)
         self.position_embedding = Embedding(config.context_length, D, rng=rng, dtype=dtype)

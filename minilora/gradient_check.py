@@ -40,8 +40,17 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
     if not checked:
         raise ValueError("gradcheck found nothing to check: no input requires a gradient.")
     rng = np.random.default_rng(seed)
-    originals = [tensors[i].array for i in checked]
-    points = [to_numpy(array).copy() for array in originals]
+    originals = [(tensor, tensor.array, tensor._readers) for tensor in tensors]
+    everything = [to_numpy(tensor.array).copy() for tensor in tensors]
+    points = [everything[i] for i in checked]
+
+    def give_copies() -> None:
+        for tensor, array in zip(tensors, everything, strict=True):
+            tensor.data = asarray(array.copy())
+
+    def give_back() -> None:
+        for tensor, array, readers in originals:
+            tensor.array, tensor._readers = array, readers
 
     def call() -> Tensor:
         """fn, which must leave its inputs as they are."""
@@ -53,8 +62,9 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
 
     before = [tensors[i].grad for i in checked]
     try:
-        for i, point in zip(checked, points, strict=True):
-            tensors[i].grad, tensors[i].data = None, asarray(point.copy())
+        give_copies()
+        for i in checked:
+            tensors[i].grad = None
         out = call()
         weights = rng.normal(size=out.shape)
         (out * asarray(weights)).sum().backward()
@@ -62,8 +72,9 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
             np.zeros(tensors[i].shape) if tensors[i].grad is None else to_numpy(tensors[i].grad).copy() for i in checked
         ]
     finally:
-        for i, grad, original in zip(checked, before, originals, strict=True):
-            tensors[i].grad, tensors[i].data = grad, original
+        give_back()
+        for i, grad in zip(checked, before, strict=True):
+            tensors[i].grad = grad
     for i, gradient in zip(checked, analytic, strict=True):
         if gradient.shape != tensors[i].shape:
             raise AssertionError(
@@ -74,14 +85,12 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
     def value(number: int, x: np.ndarray) -> np.ndarray:
         """fn with input `number` at x."""
         try:
-            for i, point in zip(checked, points, strict=True):
-                tensors[i].data = asarray(point.copy())
+            give_copies()
             tensors[checked[number]].data = asarray(x.copy())
             with no_grad():
                 return to_numpy(call().array) * weights
         finally:
-            for i, original in zip(checked, originals, strict=True):
-                tensors[i].data = original
+            give_back()
 
     _compare(value, points, analytic, checked, tolerance, rng)
     return True

@@ -232,7 +232,7 @@ def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]
         base = modules[name]
         assert isinstance(base, Linear)
         layer = LoRALinear(base, adapter, None if seed is None else init_rng)
-        layer.train(base.training)
+        layer.train(base._training)
         _replace(model, base, layer)
         trainable += [layer.lora_A, layer.lora_B]
     return trainable
@@ -244,8 +244,16 @@ def lora_layers(model: Module) -> dict[str, LoRALinear]:
 
 
 def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
-    """What the wrapped layers of one model share: settings, generator, whether merged or disabled."""
-    return next(iter(layers.values())).adapter
+    """What the wrapped layers of one model share: settings, generator, whether merged or disabled.
+
+    Raises `ValueError` for layers of several models, each adapted by itself.
+    """
+    adapters = {id(layer.adapter): layer.adapter for layer in layers.values()}
+    if len(adapters) > 1:
+        raise ValueError(
+            f"This holds {len(adapters)} models that were adapted one by one: call the function with each of them."
+        )
+    return next(iter(adapters.values()))
 
 
 def merge_lora(model: Module) -> None:
@@ -336,11 +344,11 @@ def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
 
 
 def linear_sizes(model: Module) -> dict[str, tuple[int, int]]:
-    """Name -> (out, in) of every `Linear`, wrapped or not."""
+    """Name -> (out, in) of every `Linear`, wrapped or not; not of a subclass, whose `forward` LoRA would replace."""
     return {
-        name: module.weight.shape  # type: ignore[misc]
+        name: module.weight.shape  # type: ignore[attr-defined]
         for name, module in model.named_modules()
-        if isinstance(module, (Linear, LoRALinear)) and name
+        if type(module) in (Linear, LoRALinear) and name
     }
 
 
@@ -372,12 +380,13 @@ def _require_lora(model: Module) -> dict[str, LoRALinear]:
     layers = lora_layers(model)
     if not layers:
         raise ValueError("This model has no LoRA: call add_lora(model, config) or load_adapter(model, folder) first.")
+    shared_adapter(layers)  # refuses several models
     return layers
 
 
 def _plain(layer: LoRALinear) -> Linear:
     linear = Linear.__new__(Linear)
-    linear.weight, linear.bias, linear.training = layer.weight, layer.bias, layer.training
+    linear.weight, linear.bias, linear._training = layer.weight, layer.bias, layer._training
     return linear
 
 
@@ -396,6 +405,5 @@ def _with(value: Any, old: Module, new: Module) -> Any:
         for key, part in list(enumerate(value) if isinstance(value, list) else value.items()):
             value[key] = _with(part, old, new)
     elif isinstance(value, tuple) and any(found is old for _, found in held(value)):
-        parts = [_with(part, old, new) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return tuple.__new__(type(value), [_with(part, old, new) for part in value])  # of the same kind, named or not
     return value

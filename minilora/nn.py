@@ -7,8 +7,10 @@ start as zeros, for a model whose weights are about to be loaded.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,8 @@ class Module:
     """Something with parameters and a `forward`.
 
     Attributes that are parameters or modules are found by name, also those in lists, tuples and dictionaries, however
-    deep: "blocks.0", "experts.left". What is reachable by two names counts once, by the first.
+    deep: "blocks.0", "experts.left". What is reachable by two names counts once, by the first. Raises `TypeError`
+    where a dictionary has them under keys that are no names, or where they are kept in anything else, such as a set.
     """
 
     _training = True
@@ -69,10 +72,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward().")
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
-        """(dotted name, module) for this module, whose name is "", and all below it; one that is shared comes once.
-
-        Raises `TypeError` for parameters or modules in a set, which has no order to name them by.
-        """
+        """(dotted name, module) for this module, whose name is "", and all below it; one that is shared comes once."""
         seen: set[int] = set()
         stack: list[tuple[str, Module]] = [("", self)]
         while stack:
@@ -150,18 +150,34 @@ class Module:
         """Raise where weights must not be loaded now; most modules always may."""
 
 
-def held(container: Any) -> Iterator[tuple[str, Parameter | Module]]:
+# What has no order, or cannot be changed in place: modules in one of these could not be named, or not be adapted.
+_OTHERS = (set, frozenset, deque, ChainMap, UserDict, UserList, MappingProxyType)
+
+
+def held(container: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Parameter | Module]]:
     """(dotted name, parameter or module) of those in a dictionary, list or tuple, and in such containers within it."""
-    if isinstance(container, (set, frozenset)):
-        if any(isinstance(value, (Parameter, Module)) for value in container):
-            raise TypeError("Parameters and modules cannot be kept in a set, which has no order: use a list.")
+    if any(container is outer for outer in above):  # it holds itself
         return
-    pairs = container.items() if isinstance(container, Mapping) else enumerate(container)
-    for name, value in pairs:
+    for name, value in container.items() if isinstance(container, dict) else enumerate(container):
         if isinstance(value, (Parameter, Module)):
-            yield str(name), value
-        elif isinstance(value, (Mapping, list, tuple, set, frozenset)):
-            yield from ((join(str(name), below), found) for below, found in held(value))
+            found: Iterable[tuple[str, Parameter | Module]] = [("", value)]
+        elif isinstance(value, (dict, list, tuple)):
+            found = held(value, (*above, container))
+        elif isinstance(value, _OTHERS) and any(
+            isinstance(part, (Parameter, Module)) for part in (value.values() if hasattr(value, "values") else value)
+        ):
+            raise TypeError(
+                f"{name} keeps parameters or modules in a {type(value).__name__}, where they cannot be named or "
+                "exchanged: use a list, a tuple or a dictionary."
+            )
+        else:
+            continue
+        for below, part in found:
+            if isinstance(container, dict) and (not isinstance(name, str) or not name or "." in name):
+                raise TypeError(
+                    f"The key {name!r} of a dictionary with parameters or modules is no name: use a text without dots."
+                )
+            yield join(str(name), below) if below else str(name), part
 
 
 def join(prefix: str, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class Optimizer:
             "kind": type(self).__name__,
             "steps": self.steps[0] if len(set(self.steps)) == 1 else list(self.steps),
             "groups": [
-                {**{k: v for k, v in group.items() if k != "params"}, "count": len(group["params"])}
+                {**{k: _python(v) for k, v in group.items() if k != "params"}, "count": len(group["params"])}
                 for group in self.groups
             ],
             "arrays": {slot: [to_numpy(a).copy() for a in arrays] for slot, arrays in self.state.items()},
@@ -122,7 +122,7 @@ class Optimizer:
             if [a.shape for a in state["arrays"].get(slot, ())] != shapes:
                 raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
         steps = state["steps"]
-        if isinstance(steps, int):
+        if isinstance(steps, (int, np.integer)):
             steps = [steps] * len(self.params)
         steps = [int(count) for count in steps]
         if len(steps) != len(self.params) or min(steps) < 0:
@@ -262,18 +262,19 @@ def _schedule(steps: int, warmup: float, final: float, decay: Callable[[float], 
 
 
 @multiplies
-def grad_norm(params: Sequence[Tensor]) -> Array:
+def grad_norm(params: Iterable[Tensor]) -> Array:
     """The norm of all gradients together, 0-d: not finite where one of them is not."""
     return xp.sqrt(sum(xp.vdot(p.grad, p.grad) for p in params if p.grad is not None))
 
 
-def clip_grad_norm(params: Sequence[Tensor], max_norm: float) -> Array:
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
     """Scale all gradients so that their norm together is at most `max_norm`; returns the norm before, 0-d.
 
     Raises `ValueError` for a `max_norm` that is not above 0, or where there is no gradient to scale.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be above 0, not {max_norm}.")
+    params = list(params)
     gradients = [p.grad for p in params if p.grad is not None]
     if not gradients:
         raise ValueError("There is no gradient to clip: call backward() first, and clip what it reaches.")

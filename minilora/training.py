@@ -146,7 +146,7 @@ def evaluate_exact_match(model: Module, batches: Sequence[Batch]) -> float:
 
 def counted_targets(targets: Any) -> int:
     """How many targets `cross_entropy` counts."""
-    return int((np.asarray(targets) != IGNORED).sum())
+    return int((to_numpy(targets.array if isinstance(targets, Tensor) else targets) != IGNORED).sum())
 
 
 def _check_batches(batches: Sequence[Batch]) -> None:

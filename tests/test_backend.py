@@ -4,6 +4,7 @@ import gc
 import itertools
 import sys
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,11 @@ def test_products_of_any_shape_are_right(small_product, M, k, n, dtype, transpos
 # ---- the pool of blocks ------------------------------------------------------------------------------
 
 
+def held():
+    """Size of blocks -> how many the pool has of it."""
+    return {size: len(shelf.leases) for size, shelf in backend._of_thread.pool.shelves.items()}
+
+
 @given(
     steps=st.lists(
         st.tuples(
@@ -106,7 +112,8 @@ def test_a_training_step_takes_no_new_blocks_once_warm():
     gc.collect()
 
     def blocks():
-        return sorted(id(block) for same in backend._of_thread.pool.blocks.values() for block in same)
+        shelves = backend._of_thread.pool.shelves.values()
+        return sorted(id(lease.memory) for shelf in shelves for lease in shelf.leases.values())
 
     before = blocks()
     ml.train(model, optimizer, losses, 3)
@@ -115,12 +122,7 @@ def test_a_training_step_takes_no_new_blocks_once_warm():
 
 def test_small_arrays_do_not_go_through_the_pool():
     backend.empty((10, 10), "float32")
-    assert not backend._of_thread.pool.blocks
-
-
-def held():
-    """Size of blocks -> how many the pool has of it."""
-    return {size: len(blocks) for size, blocks in backend._of_thread.pool.blocks.items() if blocks}
+    assert not held()
 
 
 def test_what_nobody_needed_for_a_period_is_let_go_though_no_request_ever_missed():
@@ -158,6 +160,73 @@ def test_switching_the_library_empties_the_pool_and_goes_on(restore_backend):
     assert not held()
     backend.empty((50_000,), "uint8")
     assert held() == {50_000: 1}
+
+
+def memory_of(pool):
+    return [weakref.ref(lease.memory) for shelf in pool.shelves.values() for lease in shelf.leases.values()]
+
+
+def test_memory_that_is_let_go_is_freed_at_once_without_the_garbage_collector():
+    """By letting go, by another library, and by the end of a thread."""
+    gc.disable()
+    try:
+        backend.empty((40_000,), "uint8")
+        seen = memory_of(backend._of_thread.pool)
+        for _ in range(2 * backend._PERIOD):
+            backend.empty((50_000,), "uint8")
+        assert seen and not any(reference() for reference in seen)
+        seen = memory_of(backend._of_thread.pool)
+        backend.use_backend("numpy")
+        assert seen and not any(reference() for reference in seen)
+
+        def work():
+            backend.empty((60_000,), "uint8")
+            seen.extend(memory_of(backend._of_thread.pool))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert len(seen) > 1 and not any(reference() for reference in seen)
+    finally:
+        gc.enable()
+
+
+def test_a_block_that_an_interrupt_lost_is_let_go():
+    """An exception within take, as a signal handler may raise it."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    backend.empty((40_000,), "uint8")
+    (lease,) = backend._of_thread.pool.shelves[40_000].leases.values()
+    lease.export = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        backend.empty((40_000,), "uint8")
+    del lease
+    for _ in range(backend._PERIOD):
+        backend.empty((50_000,), "uint8")
+    assert held() == {50_000: 1} and backend._of_thread.pool.bytes == 50_000
+
+
+def test_sizes_that_never_come_again_leave_nothing_behind():
+    for rows in range(3000):
+        backend.empty((100_000 + rows,), "uint8")
+    assert len(backend._of_thread.pool.shelves) < 1000
+
+
+def test_a_finalizer_may_save_what_looks_at_an_array():
+    """The garbage collector clears weak references to what it collects before it asks the finalizers."""
+    saved = []
+
+    class Saves:
+        def __del__(self):
+            saved.append(self.look)
+
+    array, saves = backend.empty(LARGE, "float32"), Saves()
+    address, saves.look, saves.itself = array.ctypes.data, memoryview(array.base), saves
+    del array, saves
+    gc.collect()
+    assert saved and backend.empty(LARGE, "float32").ctypes.data != address
 
 
 @pytest.mark.parametrize(
@@ -255,10 +324,10 @@ def trained(steps=4):
 
 def test_results_are_bit_equal_to_those_of_fresh_memory(monkeypatch):
     with_pool = trained()
-    assert backend._of_thread.pool.blocks
+    assert held()
     monkeypatch.setattr(backend._of_thread, "pool", backend._Pool())
     monkeypatch.setattr(backend, "_SMALL", 2**62)
-    assert trained() == with_pool and not backend._of_thread.pool.blocks
+    assert trained() == with_pool and not held()
 
 
 def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):

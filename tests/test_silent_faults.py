@@ -1,5 +1,6 @@
 """Numbers that used to be wrong without a word: each kind of fault that was found, and the right value."""
 
+import collections
 import copy
 import pickle
 import threading
@@ -11,7 +12,7 @@ from helpers import ids, lora_gpt, loss, tiny_gpt
 import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy, xp
-from minilora.baselines import RandomSubspace
+from minilora.baselines import PromptTuned, RandomSubspace, add_prefix
 from minilora.claims import adaptation
 from minilora.claims.claim import BITS
 from minilora.gpt import GPT
@@ -95,11 +96,50 @@ def test_looking_at_data_and_assigning_new_data_are_allowed():
     assert x.grad.tolist() == [2, 2]
 
 
+def test_a_tensor_may_be_read_ten_thousand_times_and_looked_at():
+    """What is remembered of its readers grows with them, and no faster; each array is compared once."""
+    x = leaf(np.ones((2000, 600)))
+    total = ml.Tensor(0.0)
+    for row in range(2000):
+        total = total + x[row, 0]
+    assert x.data.sum() == 1_200_000
+    checks = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "array_equal", lambda *a, **k: checks.append(1) or True)
+        total.backward()
+    assert len(checks) <= 1 and to_numpy(x.grad)[:, 0].sum() == 2000
+
+
+def test_a_refusal_leaves_the_graph_as_it_is():
+    x = leaf([2.0, 3.0])
+    y = (x * x).sum()
+    x.data[0] = 7
+    with pytest.raises(ValueError, match="was changed in place"):
+        y.backward()
+    x.data[0] = 2
+    y.backward()
+    assert x.grad.tolist() == [4, 6]
+
+
+def test_a_copy_of_a_tensor_and_a_gradient_check_leave_no_way_round():
+    x = leaf([2.0, 3.0])
+    y = (x * x).sum()
+    copy.copy(x).data[...] = 7
+    with pytest.raises(ValueError, match="was changed in place"):
+        y.backward()
+    x = leaf([2.0, 3.0])
+    y = (x * x).sum()
+    assert ml.gradcheck(lambda x: (x * x).sum(), x)
+    x.data[...] = 7
+    with pytest.raises(ValueError, match="was changed in place"):
+        y.backward()
+
+
 def test_nothing_is_copied_or_kept_once_a_graph_is_walked_or_gone():
     x = leaf([1.0, 2.0])
     for _ in range(100):
         (x * x).sum().backward()
-    assert len(x._readers) <= 17
+    assert len(x._readers) <= 32
     y = x * x
     del y
     before = x.data
@@ -298,12 +338,43 @@ def test_generation_stops_at_a_stop_token_or_text():
     assert ml.generate_text(model, letters, "a", 20, temperature=0, stop="f") == "abcde"
     assert ml.generate_text(model, letters, "ab", 20, temperature=0, stop="fg") == "abcde", "of several characters"
     assert ml.generate_text(model, letters, "xa", 4, temperature=0, stop="x") == "xabcde", "not in the prompt"
+    with pytest.raises(TypeError, match="stop takes ids, not 'd'"):
+        ml.generate(model, [0], 5, stop="d")
     letters.end = 4  # as a tokenizer's end token
     assert ml.generate_text(model, letters, "a", 20, temperature=0) == "abcd"
     assert ml.generate_text(model, letters, "a", 20, temperature=0, stop="cd") == "ab"
     assert ml.generate_text(model, letters, "de", 20, temperature=0) == "de" + "fghijklmnopqrstuvwxyzabcd"[:20]
     with pytest.raises(ValueError, match="at least one character"):
         ml.generate_text(model, letters, "a", 2, stop="")
+
+
+class Ill(Scripted):
+    """The logits of a row that has read a 5 are NaN."""
+
+    def read(self, x, pasts=None):
+        return super().read(x, pasts) * np.where(self.last[:, -1:, None] >= 5, np.float32("nan"), np.float32(1))
+
+
+def test_a_row_that_has_ended_asks_nothing_more_of_the_model():
+    model = Ill(ml.GPTConfig(26, 30, 4, 1, 1))
+    rows = ml.generate(model, [[3], [0]], 4, temperature=0, stop=5)
+    assert rows.tolist() == [[3, 4, 5, 5, 5], [0, 1, 2, 3, 4]]
+    with pytest.raises(ValueError, match="No token can be chosen"):
+        ml.generate(model, [[3], [0]], 4, temperature=0)
+
+
+def test_the_smallest_temperature_is_greedy_without_a_warning():
+    model = tiny_gpt()
+    assert ml.generate(model, [1], 9, temperature=5e-324).tolist() == ml.generate(model, [1], 9, temperature=0).tolist()
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda m: PromptTuned(m, 2), lambda m: add_prefix(m, 2) and m], ids=["prompt", "prefix"]
+)
+def test_a_prefix_leaves_less_of_the_context_and_generation_goes_on_beyond_it(wrap):
+    model = wrap(tiny_gpt())
+    assert model.reads == 4
+    assert ml.generate(model, [1, 2], 9, temperature=0).shape == (11,)
 
 
 # ---- relu, max, cross-entropy at the edges -----------------------------------------------------------
@@ -358,6 +429,8 @@ def test_evaluation_weighs_batches_by_what_they_count():
     assert ml.evaluate(model, batches) == pytest.approx(together, rel=1e-12)
     right = [model(rows).numpy().argmax(-1) for rows in (one, two)]
     assert evaluate_exact_match(model, [(one, right[0]), (two, (right[1] + 1) % 7)]) == 1 / 4
+    as_tensors = [(ml.Tensor(rows), ml.Tensor(wanted)) for rows, wanted in batches]
+    assert ml.evaluate(model, as_tensors) == ml.evaluate(model, batches)
     with pytest.raises(ValueError, match="no target to average over"):
         ml.evaluate(model, [(none, targets[2])])
 
@@ -427,16 +500,92 @@ def test_a_module_may_hold_the_one_that_holds_it():
     assert [name for name, _ in outer.named_modules()] == ["", "inner"]
 
 
-def test_a_set_of_modules_is_refused():
+@pytest.mark.parametrize("kind", [set, collections.deque, collections.UserList, lambda x: collections.UserDict(a=x[0])])
+def test_modules_where_they_cannot_be_named_or_exchanged_are_refused(kind):
     model = Module()
-    model.layers = {Linear(2, 2)}
-    with pytest.raises(TypeError, match="cannot be kept in a set"):
+    model.layers = {"deep": [kind([Linear(2, 2)])]}
+    with pytest.raises(TypeError, match="where they cannot be named or exchanged: use a list"):
         model.parameters()
-    model.layers = {"a", "b"}
+    model.layers = [kind(["a"])]
     assert model.parameters() == []
 
 
+@pytest.mark.parametrize("key", [1, "", "a.b", None])
+def test_keys_that_are_no_names_are_refused(key):
+    """1 and "1" would share a name, and state_dict would have one of the two."""
+    model = Module()
+    model.layers = {key: Linear(2, 2)}
+    with pytest.raises(TypeError, match="is no name: use a text without dots"):
+        model.state_dict()
+    model.layers = {key: "something else"}
+    assert model.state_dict() == {}
+
+
+def test_a_list_may_hold_itself():
+    model = Module()
+    model.layers = [Linear(2, 2)]
+    model.layers.append(model.layers)
+    assert list(dict(model.named_parameters())) == ["layers.0.weight", "layers.0.bias"]
+
+
+class Pair(collections.namedtuple("Pair", ["left", "right"])):
+    def __new__(cls, layer):  # another signature than the fields'
+        return super().__new__(cls, layer, Linear(3, 3))
+
+
+def test_tuples_of_any_kind_are_made_anew_as_they_were():
+    model = Module()
+    model.pair = Pair(Linear(3, 3))
+    ml.add_lora(model, ml.LoRAConfig(1, target_modules=("0", "1")))
+    assert type(model.pair) is Pair and list(lora_layers(model)) == ["pair.0", "pair.1"]
+    ml.remove_lora(model)
+    assert type(model.pair) is Pair and type(model.pair.left) is Linear
+
+
+def test_lora_does_not_take_the_place_of_what_only_inherits_from_linear():
+    """Its own forward would be lost."""
+
+    class Active(Linear):
+        def forward(self, x):
+            return F.relu(super().forward(x))
+
+    model = Module()
+    model.active, model.plain = Active(3, 3), Linear(3, 3)
+    with pytest.raises(ValueError, match="'active' matches no Linear"):
+        ml.add_lora(model, ml.LoRAConfig(1, target_modules=("active",)))
+    ml.add_lora(model, ml.LoRAConfig(1, target_modules=("plain",)))
+    assert list(lora_layers(model)) == ["plain"]
+
+
+def test_models_adapted_one_by_one_are_not_taken_for_one():
+    both = Module()
+    both.one, both.two = lora_gpt(), lora_gpt()
+    for function in (ml.merge_lora, ml.remove_lora, ml.merge_and_unload):
+        with pytest.raises(ValueError, match="holds 2 models that were adapted one by one"):
+            function(both)
+    with pytest.raises(ValueError, match="one by one"), ml.lora_disabled(both):
+        pass
+    ml.merge_lora(both.one)
+
+
+def test_lora_added_or_removed_while_evaluating_still_has_dropout_in_training():
+    model = tiny_gpt()
+    with evaluating():
+        ml.add_lora(model, ml.LoRAConfig(2, dropout=0.5))
+    assert all(layer.dropout.training for layer in lora_layers(model).values())
+    with evaluating():
+        ml.remove_lora(model)
+    assert all(module.training for _, module in model.named_modules())
+
+
 # ---- clipping a random subspace ------------------------------------------------------------------------
+
+
+def test_clipping_takes_parameters_from_a_generator():
+    p = Parameter(xp.ones(3))
+    p.grad = xp.full(3, 100.0)
+    assert ml.clip_grad_norm((q for q in [p]), 1.0).item() == pytest.approx(100 * 3**0.5)
+    assert np.linalg.norm(to_numpy(p.grad)) == pytest.approx(1)
 
 
 def test_clipping_bounds_the_gradient_of_a_random_subspace():
