@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from minilora import claims
-from minilora.claims import tuning
+from minilora.claims import bases, tuning
 from minilora.claims.claim import Experiment, Settings
 from minilora.interop import files, store
 from minilora.tools import reproduce as tools
@@ -280,3 +281,41 @@ def test_every_method_that_a_claim_uses_has_a_rate():
         assert all(adaptation.rate(world, method) > 0 for method in methods)
     with pytest.raises(ValueError, match="No learning rate is known for 'lora q 3' on text: add it"):
         adaptation.rate("text", "lora q 3")
+
+
+def test_the_bar_moves_with_the_steps_within_runs(capsys, monkeypatch):
+    """Two of four runs have finished and two are half-way: three quarters, with the losses."""
+
+    class Executor(ThreadPoolExecutor):
+        def progress(self):
+            return [(5, 10, 0.25), (50, 100, 1.5)] if len(finished) == 2 else []
+
+    finished = []
+
+    def run(number):
+        while number > 1 and not seen.is_set():
+            seen.wait(0.01)
+
+    seen = threading.Event()
+    drawn = tools.tqdm.set_postfix_str
+
+    def draw(bar, text):
+        if bar.n == 3:
+            seen.set()
+        drawn(bar, text)
+
+    monkeypatch.setattr(tools.tqdm, "set_postfix_str", draw)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Executor(4) as executor:
+        tools._sweep("running", run, range(4), executor, lambda job, _: finished.append(job), str)
+    bar = capsys.readouterr().err
+    assert "running  75% |" in bar and "loss 0.25, 1.50" in bar and "running 100% |" in bar
+
+
+def test_a_base_that_is_made_and_a_run_tell_their_steps(monkeypatch):
+    told = []
+    monkeypatch.setattr(tools, "tell", lambda *step: told.append(step))
+    monkeypatch.setitem(bases.WORLDS, "strings", {**bases.WORLDS["strings"], "steps": 3, "batch": 2})
+    monkeypatch.setattr(tools, "load_base", bases.pretrain)
+    tools._prepare_base(("strings", 0))
+    assert [step[:2] for step in told] == [(1, 3), (2, 3), (3, 3), (0, 0)] and told[0][2] > 3

@@ -1,6 +1,7 @@
 """Runs side by side, and the cache they share."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import minilora as ml
 from minilora.interop import store
-from minilora.tools.sweep import process_pool, sweep
+from minilora.tools.sweep import process_pool, sweep, tell
 
 
 def square(x):
@@ -152,3 +153,25 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(ValueError, match="set MINILORA_CACHE"):
         ask({"seed": 0, "log": str(tmp_path / "log")})
+
+
+def tell_and_wait(path):
+    """Told the parent 5 of 10, goes on once the file is there."""
+    tell(5, 10, 0.25)
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    tell(0, 0, 0.0)
+
+
+def test_the_parent_sees_how_far_its_workers_are(tmp_path):
+    with process_pool(2) as pool:
+        assert pool.progress() == []
+        futures = [pool.submit(tell_and_wait, str(tmp_path / "go")) for _ in range(2)]
+        while pool.progress() != [(5, 10, 0.25)] * 2:
+            assert not any(future.done() for future in futures)
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
+        for future in futures:
+            future.result()
+        assert pool.progress() == []
+    tell(1, 2, 3.0)  # outside of a worker nothing happens

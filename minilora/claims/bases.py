@@ -96,6 +96,7 @@ def pretrain(world: str, seed: int) -> GPT:
         recipe["steps"],
         schedule=cosine_schedule(recipe["steps"], warmup=0.05, final=0.1),
         clip=recipe["clip"],
+        callback=lambda done, loss: _followed(done, recipe["steps"], loss),
     )
     return model
 
@@ -109,6 +110,22 @@ def widen(model: GPT) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embedding" not in name:
             parameter.data *= math.sqrt(768 / model.config.d_model)
+
+
+# ---- who wants to see how far a training is ----------------------------------------------------------
+
+Follower = Callable[[int, int, float], None]  # steps done, steps in all, the last loss
+_followers: list[Follower] = []
+
+
+def follow(follower: Follower) -> None:
+    """Let `follower` see the steps of every training of this process from now on, in the place of any before."""
+    _followers[:] = [follower]
+
+
+def _followed(done: int, steps: int, loss: float) -> None:
+    for follower in _followers:
+        follower(done, steps, loss)
 
 
 # ---- batches of the three worlds' data ---------------------------------------------------------------
@@ -156,7 +173,13 @@ def adapt(
 
     `after(steps_done)` follows each step.
     """
-    callback, log_every = (None, None) if after is None else (lambda done, loss: after(done), 1)
+
+    def callback(done: int, loss: float) -> None:
+        _followed(done, steps, loss)
+        if after is not None:
+            after(done)
+
+    log_every = None if after is None else 1
     losses = batch_loss(model, seeded(draw, 10_000 + seed))
     history = train(model, optimizer, losses, steps, schedule=schedule, callback=callback, log_every=log_every)
     return history["loss"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
-from ..claims.bases import SHIPPED, base_configuration, computed_by, load_base, text_digest
+from ..claims.bases import SHIPPED, base_configuration, computed_by, follow, load_base, text_digest
 from ..claims.claim import Configuration, Result, Runs, Settings
 from ..claims.figures import check_figures
 from ..claims.report import Row, draw_figures, make_row, report_files, write_report
 from ..interop.files import check_output
 from ..interop.store import check_keeping, keep_result, kept_result, key
-from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep
+from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep, tell
 
 Job = tuple[str, Configuration]  # the name of an experiment, and what to run
 
@@ -133,7 +134,7 @@ def timed_run(job: Job) -> dict[str, Any]:
     """{"result", "seconds"} of one job, on whatever process or machine this is."""
     name, configuration = job
     start = time.perf_counter()
-    with np.errstate(all="ignore"):  # as in the command line's main()
+    with _told(), np.errstate(all="ignore"):  # as in the command line's main()
         result: Result = experiment(name).run(configuration)
     return {"result": result, "seconds": time.perf_counter() - start}
 
@@ -170,22 +171,54 @@ def _sweep(
     finished: Callable[[Any, Any], None],
     label: Callable[[Any], str],
 ) -> list[str]:
-    """Run the jobs with a bar, `finished(job, result)` after each; returns those whose worker died twice, in words."""
-    often = 0.1 if sys.stderr.isatty() else 30  # seconds; in a log, few lines
-    with tqdm(total=len(jobs), desc=title, unit="run", mininterval=often) as bar:
+    """Run the jobs with a bar, `finished(job, result)` after each; returns those whose worker died twice, in words.
+
+    The bar moves with the steps within runs, where the executor knows of them: a base takes a minute.
+    """
+    often = 0.3 if sys.stderr.isatty() else 30  # seconds; in a log, few lines
+    progress: Callable[[], list[tuple[int, int, float]]] = getattr(executor, "progress", list)
+    done, last, over = 0, "", threading.Event()
+    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+    with tqdm(total=len(jobs), desc=title, bar_format=form, smoothing=0, mininterval=often) as bar:
+
+        def move() -> None:
+            running = progress()
+            bar.n = min(done + sum(step / steps for step, steps, _ in running), len(jobs))
+            losses = ", ".join(f"{loss:.2f}" for _, _, loss in running)
+            bar.set_postfix_str(", ".join(filter(None, (last, losses and f"loss {losses}"))))
+
+        def keep_moving() -> None:
+            while not over.wait(often):
+                move()
 
         def show(place: int, result: Any) -> None:
+            nonlocal done, last
             finished(jobs[place], result)
-            bar.set_postfix_str(label(jobs[place]), refresh=False)
-            bar.update()
+            done, last = done + 1, label(jobs[place])
 
+        mover = threading.Thread(target=keep_moving, daemon=True)
+        mover.start()
         try:
             sweep(fn, jobs, executor, show)
         except WorkerDiedError as error:
             return [str(jobs[place]) for place in error.places]
+        finally:
+            over.set()
+            mover.join()
+            move()
     return []
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Within this context the parent of this worker sees how far a training is."""
+    follow(tell)
+    try:
+        yield
+    finally:
+        tell(0, 0, 0.0)
+
+
 def _prepare_base(base: tuple[str, int]) -> None:
-    with np.errstate(all="ignore"):
+    with _told(), np.errstate(all="ignore"):
         load_base(*base)

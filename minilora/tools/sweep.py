@@ -127,13 +127,23 @@ class _ProcessPool(Executor):
     """Processes behind one queue, each a pool of its own: `ProcessPoolExecutor` does not survive a worker's death."""
 
     def __init__(self, workers: int) -> None:
-        self._pools = [_one_process(place) for place in range(workers)]
+        self._board = multiprocessing.get_context("spawn").Array("d", 3 * workers, lock=False)
+        self._pools = [self._one_process(place) for place in range(workers)]
         self._idle: SimpleQueue[int] = SimpleQueue()
         for place in range(workers):
             self._idle.put(place)
         self._threads = ThreadPoolExecutor(workers, initializer=_block_ctrl_c)  # each waits for one process
         self._starting = threading.Lock()
         self._terminated = False
+
+    def _one_process(self, place: int) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, spawn, initializer=_start_worker, initargs=(place, self._board))
+
+    def progress(self) -> list[tuple[int, int, float]]:
+        """What each busy process last told by `tell`: steps done, steps in all, loss."""
+        told = [self._board[place : place + 3] for place in range(0, len(self._board), 3)]
+        return [(int(done), int(steps), loss) for done, steps, loss in told if steps]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         return self._threads.submit(self._run, fn, args, kwargs)
@@ -148,7 +158,7 @@ class _ProcessPool(Executor):
             return future.result()
         except BrokenExecutor:
             self._pools[place].shutdown()
-            self._pools[place] = _one_process(place)
+            self._pools[place] = self._one_process(place)
             raise
         finally:
             self._idle.put(place)
@@ -168,8 +178,14 @@ class _ProcessPool(Executor):
             pool.shutdown(wait)
 
 
-def _one_process(place: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(place,))
+def tell(done: int, steps: int, loss: float) -> None:
+    """Within a worker: how far its run is, for `progress` to see; elsewhere nothing. 0 steps: it is not busy."""
+    if _slot is not None:
+        board, place = _slot
+        board[3 * place : 3 * place + 3] = [done, steps, loss]
+
+
+_slot: tuple[Any, int] | None = None  # of this worker: the board that it shares with its parent, and its place there
 
 
 def _block_ctrl_c() -> None:
@@ -178,9 +194,11 @@ def _block_ctrl_c() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
-def _start_worker(place: int) -> None:
+def _start_worker(place: int, board: Any) -> None:
     """Ctrl-C reaches every process of a terminal; only the parent answers. A parent that is gone ends its workers.
     Of several GPUs, each worker takes one."""
+    global _slot
+    _slot = (board, place)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_device(place)
     threading.Thread(target=_end_with_parent, daemon=True).start()
