@@ -25,7 +25,7 @@ from ..nn import Module, Parameter, evaluating
 from ..optim import Adam, Optimizer, linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..training import DivergedError, counted_targets, evaluate
-from .bases import Draw, adapt, load_base, string_draw, text_draw
+from .bases import Draw, adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Configuration, Experiment, Result, Runs, mean, select
 
 NAME = "adaptation"
@@ -84,7 +84,7 @@ def prefix_length(method: str) -> int:
 def learn(configuration: Configuration) -> tuple[Module, int]:
     """Train one configuration: the model, and how many numbers were trained. Raises `DivergedError`."""
     (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
-    steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", base)
+    steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", seed_of(base))
     model, parameters = prepare(load_base(world, base), method, seed, configuration.get("init_std"))
     if world == "strings":
         draw = string_draw((task,), _BATCH[world])

@@ -22,7 +22,7 @@ from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import SGD, Adam, Optimizer, linear_schedule
 from ..training import evaluate
-from .bases import adapt, held_out_strings, load_base, string_draw
+from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
 from .claim import (
     BITS,
     FAILS,
@@ -124,8 +124,8 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     if configuration["start"] == "identities":
         return _identities()
-    world, seed = configuration["base"]
-    model, steps = load_base(world, seed), configuration["steps"]
+    world, base = configuration["base"]
+    model, steps, seed = load_base(world, base), configuration["steps"], seed_of(base)
     parameters = add_lora(model, LoRAConfig(R, configuration["alpha"]), seed=seed)
     if configuration["start"] == "scaled":  # A₀ ∝ 1/√s: cells of one √α·lr are then one and the same run
         for layer in lora_layers(model).values():

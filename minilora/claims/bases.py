@@ -77,6 +77,11 @@ def load_base(world: str, seed: int = SHIPPED) -> GPT:
         return load_model(path)
 
 
+def seed_of(base: int) -> int:
+    """What a run on a base starts its own draws with: the base's number, or the seed that made the one of the package."""
+    return 0 if base == SHIPPED else base
+
+
 def _shipped(world: str) -> bytes:
     return (_FOLDER / f"{world}.npz").read_bytes()
 

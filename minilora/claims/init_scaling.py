@@ -16,7 +16,7 @@ from ..optim import Adam, linear_schedule
 from ..training import DivergedError, evaluate, evaluate_exact_match
 from .adaptation import STEPS, held_out, rate
 from .alpha_learning_rate import ADAM, best_rates, trained_delta
-from .bases import adapt, load_base, string_draw, text_draw
+from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import (
     BITS,
     FAILS,
@@ -69,8 +69,8 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     if configuration["part"] == "LoRA+":
         return {f"{s:g}": _plus(s) for s in (3.0, 4.0)}
-    world, seed = configuration["base"]
-    model, lr = load_base(world, seed), configuration["lr"]
+    world, base = configuration["base"]
+    model, lr, seed = load_base(world, base), configuration["lr"], seed_of(base)
     if configuration["part"] == "start":
         start = configuration["start"]
         kaiming = start == "A Kaiming"

@@ -17,7 +17,7 @@ from ..optim import Adam, linear_schedule
 from ..tasks import PRETRAINING, planted
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import STEPS, adaptation, held_out, prepare, quality, rate
-from .bases import adapt, load_base, string_draw, text_draw
+from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import (
     BITS,
     Claim,
@@ -87,8 +87,9 @@ def _planted(seed: int, r: int | str) -> Result:
 
 def _forgetting(configuration: Configuration) -> Result:
     """What a base knew and what it learns, measured while it learns."""
-    (world, seed), method, steps = (configuration[name] for name in ("base", "method", "steps"))
-    model, parameters = prepare(load_base(world, seed), method, seed)
+    (world, base), method, steps = (configuration[name] for name in ("base", "method", "steps"))
+    seed = seed_of(base)
+    model, parameters = prepare(load_base(world, base), method, seed)
     optimizer = Adam(parameters, configuration["lr"])
     if world == "strings":
         known = fixed(string_draw(PRETRAINING, 256, held_out=True), 2)

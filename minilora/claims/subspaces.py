@@ -16,6 +16,7 @@ from ..lora import lora_layers
 from ..optim import Adam, linear_schedule
 from ..tasks import planted
 from .adaptation import adaptation, learn
+from .bases import seed_of
 from .claim import Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, at_least, deviation, mean, worst
 from .figures import BLUE, GRAY, ORANGE, point
 from .planted import fit
@@ -35,7 +36,7 @@ def configurations(settings: Settings) -> list[Configuration]:
                 "base": [world, s],
                 "runs": [
                     adaptation(world, s, task, f"lora q,v {r}", init_std=INIT_STD, seed=seed)
-                    for r, seed in ((SMALL, s), (LARGE, s), (LARGE, s + 1000))
+                    for r, seed in ((SMALL, seed_of(s)), (LARGE, seed_of(s)), (LARGE, seed_of(s) + 1000))
                 ],
             }
             for s in settings.bases

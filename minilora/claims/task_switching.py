@@ -22,7 +22,7 @@ from ..lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from ..optim import Adam, linear_schedule
 from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
-from .bases import adapt, load_base, string_draw
+from .bases import adapt, load_base, seed_of, string_draw
 from .claim import (
     FAILS,
     HOLDS,
@@ -51,8 +51,8 @@ def configurations(settings: Settings) -> list[Configuration]:
 
 def run(configuration: Configuration) -> Result:
     """What comes back exactly, what a swap costs, and how many bytes."""
-    world, seed = configuration["base"]
-    model, steps = load_base(world, seed), configuration["steps"]
+    world, number = configuration["base"]
+    model, steps, seed = load_base(world, number), configuration["steps"], seed_of(number)
     ids = held_out(world, TASKS[0])[0][0]
 
     def logits() -> np.ndarray:

@@ -21,7 +21,7 @@ from ..lora import LoRAConfig, add_lora, lora_layers, merge_lora
 from ..optim import SGD, Adam, linear_schedule
 from ..tasks import PRETRAINING
 from ..training import evaluate
-from .bases import adapt, held_out_strings, load_base, string_draw
+from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
 from .claim import (
     BITS,
     FAILS,
@@ -50,10 +50,10 @@ def configurations(settings: Settings) -> list[Configuration]:
 
 
 def run(configuration: Configuration) -> Result:
-    world, seed = configuration["base"]
+    world, base = configuration["base"]
     if configuration["start"] == "first steps":
-        return _first_steps(load_base(world, seed), seed)
-    return _start(load_base(world, seed), configuration["start"], seed)
+        return _first_steps(load_base(world, base), seed_of(base))
+    return _start(load_base(world, base), configuration["start"], seed_of(base))
 
 
 def _start(model: GPT, start: str, seed: int) -> Result:

@@ -4,8 +4,7 @@
 # **What is inside the model that LoRA will adapt?** We build attention step by step and compare it with the library's,
 # look at what a trained model attends to, train a small one on real text while watching, and let it write.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s from a warm cache, a minute the first
-# time (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s.*
 
 # %%
 import matplotlib.pyplot as plt
@@ -73,7 +72,7 @@ print("and to the fused operation:", np.allclose(fused, P @ v, atol=1e-6))
 # the question. If one head did that in one step, its map would show an anti-diagonal.
 
 # %%
-base = load_base("strings", 0)
+base = load_base("strings")
 line = "1badgehop>pohegdab"
 ids = PRINTABLE.encode(line)[None]
 

@@ -4,8 +4,7 @@
 # **How can a model start as the base exactly, learn from a frozen W₀, and end as one matrix again?** And what do the usual
 # mistakes look like? Each of them is run here, and each leaves a curve or a message.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s from a warm cache, a minute the first
-# time (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s.*
 
 # %%
 import textwrap
@@ -18,7 +17,7 @@ import minilora as ml
 from minilora import functional as F
 from minilora.claims.bases import held_out_strings, load_base, string_draw
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, STYLE
-from minilora.data import seeded
+from minilora.data import PRINTABLE, seeded
 from minilora.lora import lora_layers
 
 plt.rcParams.update(STYLE)
@@ -27,13 +26,26 @@ batches = seeded(string_draw((TASK,), 32), 0)
 test = held_out_strings(TASK)
 
 # %% [markdown]
+# ## The task
+#
+# The base that comes with minilora knows seven functions of strings: a digit says which one, `1badge>` asks for `egdab`.
+# The eighth it has never seen: reverse *and* upper case. Ask it.
+
+# %% exact
+base = load_base("strings")
+for prompt in ("1badge>", "2badge>", "8badge>"):
+    print(prompt, ml.generate_text(base, PRINTABLE, prompt, 9, temperature=0, stop="\n").removeprefix(prompt))
+
+# %% [markdown]
+# Right, right, and wrong: `8badge>` should give `EGDAB`. A hundred and fifty steps of LoRA will teach it.
+#
 # ## Adding it
 #
 # `add_lora` freezes the base, wraps the targets in place and returns what is left to train. The wrapped layer computes
 # $h = W_0x + b + s\,BAx$ with $s = \alpha/r$ (§4.1, equation 3).
 
 # %% exact
-model = load_base("strings", 0)
+model = load_base("strings")
 ids, targets = batches(0)
 before = model(ids).numpy()
 
@@ -132,7 +144,7 @@ print("spread over bases:", claim("init_scaling")["spread"].split(";")[0])
 # %%
 def train(prepare, lr, steps=150):
     """The losses of one run; `prepare(model)` changes the base and returns what to train."""
-    model = load_base("strings", 0)
+    model = load_base("strings")
     optimizer = ml.Adam(prepare(model), lr)
     try:
         history = ml.train(model, optimizer, ml.batch_loss(model, batches), steps, schedule=ml.linear_schedule(steps))
@@ -174,10 +186,10 @@ runs = {
 # %%
 figure, ax = plt.subplots(figsize=(9, 3.8))
 for name, (losses, color) in runs.items():
-    smooth = np.convolve(losses, np.ones(8) / 8, "valid")
-    ax.plot(smooth, "--" if "full fine-tuning at" in name else "-", color=color, label=name)
+    ax.plot(losses, "--" if "full fine-tuning at" in name else "-", color=color, label=name, linewidth=1.2)
+ax.plot([0], [good[0]], "o", color="black", label="the base")
 ax.set(xlabel="step", ylabel="loss on the answer (nats)", yscale="log")
-ax.set_title("One good run and five others")
+ax.set_title("All start at the base, but for the one whose B is not zero")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
@@ -188,6 +200,16 @@ print("LoRA learns:", last < 0.3 * first)
 print("both zero: ∂L/∂A = sBᵀG = 0 and ∂L/∂B = sGAᵀ = 0, stuck for ever:", np.mean(zero[-8:]) > 0.9 * first)
 print("both Gaussian: the first loss is not the base's any more:", gauss[0] != good[0])
 print("too small a rate is merely slow:", last < np.mean(slow[-8:]))
+
+# %% [markdown]
+# And the answers, before and after. The first two strings are of the tenth that no training ever sees:
+
+# %% illustration
+for word in ("mail", "pink", "badge", "clamp"):
+    asked, taught = (
+        ml.generate_text(m, PRINTABLE, f"8{word}>", 9, temperature=0, stop="\n").split(">")[1] for m in (base, adapted)
+    )
+    print(f"8{word}>  the base: {asked}  with the adapter: {taught}")
 
 # %% [markdown]
 # - **Both zero** (a real bug of several libraries): both gradients are products with a zero. Nothing ever moves.
@@ -209,7 +231,7 @@ def attempt(what, action):
         print(textwrap.indent(textwrap.fill(str(error), 100), "    "))
 
 
-model = load_base("strings", 0)
+model = load_base("strings")
 early = ml.Adam(model.parameters(), 1e-3)
 trainable = lora(model)
 attempt("the optimizer made before add_lora", lambda: (F.cross_entropy(model(ids), targets).backward(), early.step()))
@@ -265,7 +287,7 @@ ml.unmerge_lora(model)
 # $x$. So at the start, with $B = 0$, even a model with dropout is the base exactly.
 
 # %% exact
-model = load_base("strings", 0)
+model = load_base("strings")
 trainable = lora(model, dropout=0.3)
 model.train()
 print("B = 0, training mode, dropout 0.3: the base exactly:", np.array_equal(model(ids).numpy(), before))

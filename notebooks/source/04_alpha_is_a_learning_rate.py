@@ -4,8 +4,7 @@
 # **What does α do, and is doubling it the same as doubling the learning rate?** The paper says "roughly, if we scale
 # the initialization appropriately" (§4.1). That sentence hides an exact equality, and without its clause it is wrong.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 35 s from a warm cache, a minute the first
-# time (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 35 s.*
 
 # %%
 import textwrap
@@ -19,7 +18,7 @@ from IPython.display import Image, display
 
 import minilora as ml
 from minilora.claims.alpha_learning_rate import ADAM, SGD_, best_rates, exchange, run, trained_delta
-from minilora.claims.bases import adapt, load_base, string_draw
+from minilora.claims.bases import SHIPPED, adapt, load_base, string_draw
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE
 from minilora.data import seeded
 
@@ -84,12 +83,12 @@ SCALES = {
 }
 draw = string_draw(("revupper",), 32)
 ids, _ = draw(np.random.default_rng(0))
-base_logits = load_base("strings", 0)(ids).numpy()  # (B, T, V)
+base_logits = load_base("strings")(ids).numpy()  # (B, T, V)
 
 
 def moved(config, steps):
     """How far the logits move in a few steps of Adam, root mean square."""
-    model = load_base("strings", 0)
+    model = load_base("strings")
     adapt(model, ml.Adam(ml.add_lora(model, config), lr=1e-3), draw, steps, seed=0)
     return float(np.sqrt(((model(ids).numpy() - base_logits) ** 2).mean()))
 
@@ -228,7 +227,7 @@ ALPHAS, RATES = [0.5, 2.0, 8.0, 32.0, 128.0], [2.0**-k for k in range(8, 2, -1)]
 maps = {}
 for start in ("scaled", "fixed"):
     cells = [
-        [{"start": start, "base": ["strings", 0], "alpha": alpha, "lr": lr, "steps": 50} for lr in RATES]
+        [{"start": start, "base": ["strings", SHIPPED], "alpha": alpha, "lr": lr, "steps": 50} for lr in RATES]
         for alpha in ALPHAS
     ]
     maps[start] = np.array([[run(cell)["bits"] for cell in row] for row in cells])
@@ -283,7 +282,7 @@ show("alpha_learning_rate", "paper", "measured", "spread", "verdict")
 # %%
 @lru_cache
 def losses(alpha, r):
-    model = load_base("strings", 0)
+    model = load_base("strings")
     trainable = ml.add_lora(model, ml.LoRAConfig(r, alpha=alpha))
     return np.array(adapt(model, ml.Adam(trainable, lr=2**-6), draw, 50, seed=0)) / np.log(2)  # nats -> bits
 

@@ -4,8 +4,7 @@
 # **How small may r be?** The paper's Table 6 says: one or two will do for GPT-3 (§7.2). We first go where the answer is
 # known exactly, then to tasks like the paper's, then to one where the answer is no.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 45 s from a warm cache, 2 minutes the first
-# time (two bases are pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 45 s.*
 
 # %%
 import matplotlib.pyplot as plt
@@ -15,7 +14,7 @@ from committed import show
 import minilora as ml
 from minilora.analysis import spectrum, truncate
 from minilora.claims.adaptation import adaptation, held_out, learn, rate, run
-from minilora.claims.bases import load_base
+from minilora.claims.bases import SHIPPED, load_base
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE
 from minilora.claims.planted import fit
 from minilora.lora import lora_layers
@@ -86,8 +85,8 @@ plt.show()
 
 # %%
 RANKS = (1, 2, 4, 8, 16, 64)
-answered = {r: 100 * run(adaptation("strings", 0, "revupper", f"lora q,v {r}"))["accuracy"] for r in RANKS}
-full = 100 * run(adaptation("strings", 0, "revupper", "full"))["accuracy"]
+answered = {r: 100 * run(adaptation("strings", SHIPPED, "revupper", f"lora q,v {r}"))["accuracy"] for r in RANKS}
+full = 100 * run(adaptation("strings", SHIPPED, "revupper", "full"))["accuracy"]
 
 # %%
 paper = {1: 73.4, 2: 73.3, 4: 73.7, 8: 73.8, 64: 73.5}  # Table 6, WikiSQL with q and v, ±0.5
@@ -111,7 +110,7 @@ plt.show()
 print(f"{'r':>4} {'parameters':>11} {'answered':>9}   lr")
 for r in RANKS:
     print(f"{r:>4} {4 * 2 * 64 * r:>11,} {answered[r]:>8.0f}%   {rate('strings', f'lora q,v {r}')}")
-print(f"full {load_base('strings', 0).num_parameters():>11,} {full:>8.0f}%   {rate('strings', 'full')}")
+print(f"full {load_base('strings').num_parameters():>11,} {full:>8.0f}%   {rate('strings', 'full')}")
 
 # %% [markdown]
 # On this base even $r$ = 1 comes far. Bases differ: over three of them and two tasks $r$ = 1 answers 76 % and $r$ = 8
@@ -130,7 +129,7 @@ for name, size, r in (("GPT-3", 12288, 1), ("GPT-3", 12288, 64), ("ours", 64, 1)
         f"{name:<6} d = {size:>6,}, r = {r:>2}: r/d = {r / size:7.3%}, LoRA holds {share:7.3%} of the matrix's numbers"
     )
 try:
-    ml.add_lora(load_base("strings", 0), ml.LoRAConfig(r=65))
+    ml.add_lora(load_base("strings"), ml.LoRAConfig(r=65))
 except ValueError as error:
     print(error)
 
@@ -145,12 +144,12 @@ except ValueError as error:
 # training at $r = k$. What do you expect at $k$ = 1?
 
 # %%
-model, _ = learn(adaptation("strings", 0, "revupper", "lora q,v 16"))
+model, _ = learn(adaptation("strings", SHIPPED, "revupper", "lora q,v 16"))
 changes = {name: layer.delta_weight() for name, layer in lora_layers(model).items()}
 
 
 def answered_when_cut(k):
-    base = load_base("strings", 0)
+    base = load_base("strings")
     modules = dict(base.named_modules())
     for name, delta in changes.items():
         modules[name].weight.data += truncate(delta, k)  # (D, D) + (D, D)
@@ -192,7 +191,7 @@ print("eight of the sixteen keep almost all of it:", cut[8] > 0.9 * cut[16])
 
 # %%
 methods = ("lora q,v 1", "lora q,v 8", "lora q,v 64", "lora all 16", "full")
-text = {method: run(adaptation("text", 0, "code", method)) for method in methods}
+text = {method: run(adaptation("text", SHIPPED, "code", method)) for method in methods}
 before, least = text["full"]["before"], text["full"]["bits"]
 closed = {method: 100 * (before - text[method]["bits"]) / (before - least) for method in methods}
 

@@ -4,8 +4,7 @@
 # **A fixed budget of parameters: which of $W_q, W_k, W_v, W_o$ should get it?** The paper's Table 5 answers: q and v at
 # half the rank, rather than any one of them (§7.1). On string tasks we can see why.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 40 s from a warm cache, a minute and a half
-# the first time (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 40 s.*
 
 # %%
 import textwrap
@@ -18,7 +17,7 @@ from IPython.display import Image, display
 import minilora as ml
 from minilora import functional as F
 from minilora.claims.adaptation import adaptation, learn, run
-from minilora.claims.bases import load_base
+from minilora.claims.bases import SHIPPED, load_base
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE, grouped_points
 from minilora.data import PRINTABLE
 from minilora.lora import lora_layers, matching_linears
@@ -54,12 +53,12 @@ def read_and_carry(model, ids):
 word = "badgehop"
 line = f"7{word}>{TASKS['pairs'][1](word)}"
 ids = PRINTABLE.encode(line)[None]
-base = load_base("strings", 0)
+base = load_base("strings")
 P0, V0 = read_and_carry(base, ids)
 
 # %% exact
 for targets in (("q_proj", "k_proj"), ("v_proj", "o_proj")):
-    model = load_base("strings", 0)
+    model = load_base("strings")
     ml.add_lora(model, ml.LoRAConfig(4, target_modules=targets))
     for layer in lora_layers(model).values():
         layer.lora_B.data[...] = np.random.default_rng(0).normal(size=layer.lora_B.shape)
@@ -85,7 +84,7 @@ for task, need in needs.items():
 
 # %%
 methods = {"q": "lora q 8", "v": "lora v 8", "q, k": "lora q,k 4", "q, v": "lora q,v 4", "q, k, v, o": "lora q,k,v,o 2"}
-runs = {task: {name: run(adaptation("strings", 0, task, m)) for name, m in methods.items()} for task in needs}
+runs = {task: {name: run(adaptation("strings", SHIPPED, task, m)) for name, m in methods.items()} for task in needs}
 
 # %% exact
 print("parameters trained:", {name: runs["pairs"][name]["trainable"] for name in methods})
@@ -118,7 +117,7 @@ print("q, v above 80 % on all three:", min(accuracy[task]["q, v"] for task in ne
 # identity above, it must be the base's.
 
 # %%
-adapted = {name: learn(adaptation("strings", 0, "pairs", methods[name]))[0] for name in ("q", "v")}
+adapted = {name: learn(adaptation("strings", SHIPPED, "pairs", methods[name]))[0] for name in ("q", "v")}
 maps = {"base": P0} | {f"LoRA on {name}": read_and_carry(model, ids)[0] for name, model in adapted.items()}
 start = line.index(">")
 queries = [start + i for i in range(len(word))]
@@ -192,7 +191,7 @@ plt.show()
 
 # %% exact
 def try_targets(*targets):
-    model = load_base("strings", 0)
+    model = load_base("strings")
     try:
         ml.add_lora(model, ml.LoRAConfig(4, target_modules=targets))
         print(f"{targets}: {len(lora_layers(model))} layers")
@@ -213,7 +212,7 @@ print("ask first:", matching_linears(base, ("o_proj",)))
 #
 # - Course exercise 9, "count the parameters", with the MLP: which $r$ on `fc_in` comes nearest to 2,048?
 #   ([course](course/README.md))
-# - Adapt `v,o` at $r$ = 4 (it has no tuned rate: `adaptation("strings", 0, task, "lora v,o 4", lr=0.016)`). Predict its
+# - Adapt `v,o` at $r$ = 4 (it has no tuned rate: `adaptation("strings", SHIPPED, task, "lora v,o 4", lr=0.016)`). Predict its
 #   three accuracies first.
 #
 # Next: [7. What LoRA replaces](07_what_lora_replaces.ipynb)

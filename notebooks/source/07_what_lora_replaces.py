@@ -4,8 +4,7 @@
 # **Before LoRA there were adapters, prefixes, bias-only training, and training the last layers. What does each cost, in
 # quality, latency, context and memory?** And do the paper's parameter tables follow from its own formulas?
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 25 s from a warm cache, 70 s the first time
-# (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 25 s.*
 
 # %%
 from collections import Counter
@@ -21,7 +20,7 @@ from minilora.budget import PRESETS, full_budget, full_count, lora_budget, lora_
 from minilora.claims import latency
 from minilora.claims.adaptation import adaptation
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import load_base
+from minilora.claims.bases import SHIPPED, load_base
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, STYLE
 from minilora.claims.paper_figures import paper_figures
 
@@ -49,7 +48,7 @@ ways = {
     "LoRA on q, v, r = 4": lambda m: ml.add_lora(m, ml.LoRAConfig(4)),
 }
 for name, prepare in ways.items():
-    model = load_base("strings", 0)
+    model = load_base("strings")
     total = model.num_parameters()
     trained = sum(p.size for p in prepare(model))
     print(f"{name:<26} {trained:>7,} of {total:,} parameters, {trained / total:6.1%}")
@@ -69,7 +68,7 @@ methods = {
     "prefix 8": ("prefix 8", SKY),
     "adapters 4": ("adapter-h 4", ORANGE),
 }
-runs = {name: adapt_and_examine(adaptation("strings", 0, "revupper", method)) for name, (method, _) in methods.items()}
+runs = {name: adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method)) for name, (method, _) in methods.items()}
 figure, ax = plt.subplots(figsize=(8.5, 3.4))
 for (name, (_, color)), result in zip(methods.items(), runs.values(), strict=True):
     ax.plot(result["trainable"], 100 * result["accuracy"], "o", markersize=9, color=color, label=name)

@@ -4,8 +4,7 @@
 # **What did adapting change? Is it really low-rank, is it the same from run to run, and how is it related to W₀?** The
 # premise of LoRA and the three measurements of the paper's §7, each first where the answer is known.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 40 s from a warm cache, 70 s the first time
-# (one base is pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 40 s.*
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,7 +23,7 @@ from minilora.analysis import (
 )
 from minilora.claims.adaptation import adaptation, held_out, learn
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import load_base
+from minilora.claims.bases import SHIPPED, load_base
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, STYLE
 from minilora.lora import lora_layers
 from minilora.nn import Linear
@@ -42,9 +41,9 @@ TASK = "revupper"
 
 # %%
 dimensions = (64, 256, 1024, 4096)
-subspace = {n: adapt_and_examine(adaptation("strings", 0, TASK, f"subspace {n}")) for n in dimensions}
-lora = {r: adapt_and_examine(adaptation("strings", 0, TASK, f"lora q,v {r}")) for r in (1, 4, 16)}
-full = adapt_and_examine(adaptation("strings", 0, TASK, "full"))
+subspace = {n: adapt_and_examine(adaptation("strings", SHIPPED, TASK, f"subspace {n}")) for n in dimensions}
+lora = {r: adapt_and_examine(adaptation("strings", SHIPPED, TASK, f"lora q,v {r}")) for r in (1, 4, 16)}
+full = adapt_and_examine(adaptation("strings", SHIPPED, TASK, "full"))
 figure, ax = plt.subplots(figsize=(8.5, 3.3))
 for runs, color, name in ((subspace.values(), ORANGE, "a random subspace"), (lora.values(), BLUE, "LoRA on q, v")):
     points = [(r["trainable"], 100 * r["accuracy"] / full["accuracy"]) for r in runs]
@@ -65,8 +64,8 @@ show("intrinsic_dimension", "measured", "spread", "verdict")
 # So take what *full* fine-tuning changed, cut each $\Delta W$ to its $k$ largest singular values, and ask the model again.
 
 # %%
-base = load_base("strings", 0)
-tuned, _ = learn(adaptation("strings", 0, TASK, "full"))
+base = load_base("strings")
+tuned, _ = learn(adaptation("strings", SHIPPED, TASK, "full"))
 starts = {n: m.weight.numpy() for n, m in base.named_modules() if isinstance(m, Linear) and n.startswith("blocks")}
 modules = dict(tuned.named_modules())
 changes = {n: modules[n].weight.numpy() - start for n, start in starts.items()}
@@ -122,7 +121,7 @@ split = subspace_similarity(input_directions(A, 4), input_directions(M @ A, 4))
 print(f"the same ΔW split in two ways: φ(1, 1) of ΔW {same[0, 0]:.2f}, of A alone {split[0, 0]:.2f}")
 
 # %%
-pair = {r: learn(adaptation("strings", 0, TASK, f"lora q,v {r}", init_std=0.01))[0] for r in (8, 32)}
+pair = {r: learn(adaptation("strings", SHIPPED, TASK, f"lora q,v {r}", init_std=0.01))[0] for r in (8, 32)}
 layer = "blocks.1.attn.v_proj"
 small, large = (input_directions(lora_layers(pair[r])[layer].delta_weight(), r) for r in (8, 32))
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 2.9), layout="constrained", sharey=True)
@@ -156,7 +155,7 @@ show("subspaces", "measured", "spread", "verdict")
 # well, so they would have a large "factor". What tells is the ratio to random.
 
 # %%
-adapted = {r: learn(adaptation("strings", 0, TASK, f"lora q,v {r}"))[0] for r in (4, 32)}
+adapted = {r: learn(adaptation("strings", SHIPPED, TASK, f"lora q,v {r}"))[0] for r in (4, 32)}
 rows = {
     r: amplification(m.weight.data, m.delta_weight(), r, np.random.default_rng(0))
     for r, model in adapted.items()

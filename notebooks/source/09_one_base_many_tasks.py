@@ -4,8 +4,7 @@
 # **A model that learned a task: what is kept of it, what is lost, and what does the next task cost?** Switching adapters,
 # several at once, forgetting, and little data.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 30 s from a warm cache, 90 s the first time
-# (two bases are pretrained and kept).*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 30 s.*
 
 # %%
 import tempfile
@@ -18,7 +17,7 @@ from committed import show
 import minilora as ml
 from minilora.claims.adaptation import STEPS, adaptation, held_out, prepare, rate
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import adapt, held_out_strings, load_base, string_draw, text_draw
+from minilora.claims.bases import SHIPPED, adapt, held_out_strings, load_base, string_draw, text_draw
 from minilora.claims.figures import BLUE, GRAY, ORANGE, STYLE
 from minilora.data import PRINTABLE
 from minilora.lora import lora_layers
@@ -34,7 +33,7 @@ here = Path(folder.name)
 # The paper's picture of serving (§4.2): the base stays in memory, and what is swapped is small.
 
 # %%
-model = load_base("strings", 0)
+model = load_base("strings")
 weights = model.state_dict()
 tasks = ("revupper", "prev")
 for task in tasks:
@@ -44,7 +43,7 @@ for task in tasks:
     ml.remove_lora(model)
 
 # %% measured 25%
-model = load_base("strings", 0)
+model = load_base("strings")
 for adapter in tasks:
     ml.load_adapter(model, here / adapter)  # wraps the base, then replaces the adapter in place
     scores = {task: evaluate_exact_match(model, held_out_strings(task)) for task in (*tasks, "reverse")}
@@ -121,7 +120,7 @@ english, code = (held_out("text", which)[:3] for which in ("english", "code"))
 
 def forgetting(method):
     """Bits on code and on English, while code is learned."""
-    model, parameters = prepare(load_base("text", 0), method, 0)
+    model, parameters = prepare(load_base("text"), method, 0)
     path = []
 
     def measure(done):
@@ -171,7 +170,7 @@ for name, (path, _) in paths.items():
 # %%
 examples = (16, 64, 256)
 few = {
-    method: [adapt_and_examine(adaptation("strings", 0, "revupper", method, examples=n))["accuracy"] for n in examples]
+    method: [adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method, examples=n))["accuracy"] for n in examples]
     for method in ("full", "lora q,v 8")
 }
 figure, ax = plt.subplots(figsize=(8.5, 3))

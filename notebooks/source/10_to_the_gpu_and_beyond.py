@@ -74,7 +74,7 @@ finally:
 # safetensors file with the matrices.
 
 # %% exact
-model = load_base("strings", 0)
+model = load_base("strings")
 ml.add_lora(model, ml.LoRAConfig(r=4, alpha=8), seed=0)
 ml.save_adapter(model, here / "adapter")
 config = json.loads((here / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ for name, array in sorted(load_file(here / "adapter" / "adapter_model.safetensor
 # %% exact
 (here / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}), encoding="utf-8")
 try:
-    ml.load_adapter(load_base("strings", 0), here / "adapter")
+    ml.load_adapter(load_base("strings"), here / "adapter")
 except ValueError as error:
     print(textwrap.fill(str(error).replace(str(here), "..."), 100))
 
