@@ -41,13 +41,42 @@ class Settings:
         return [SHIPPED, *range(1, self.seeds)] if self.quick else list(range(self.seeds))
 
 
+WORLDS = ("strings", "text", "exact")  # "exact": equalities, and planted problems whose answer is known
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One quantity that a claim measured: a value of each base, or of each round of a clock."""
+
+    name: str  # in words: "share of full fine-tuning at r = 8"
+    world: str  # one of WORLDS, or "time"
+    values: Sequence[float]
+    unit: str = ""  # "%", "bits", "ms", "bytes", or nothing for a plain number
+
+    def as_json(self) -> dict[str, Any]:
+        """Name, world, unit, the mean, the sample standard deviation (None for a single value), n, and every value."""
+        values = [float(v) for v in self.values]
+        return {
+            "name": self.name,
+            "world": self.world,
+            "unit": self.unit,
+            "value": mean(values),
+            "deviation": deviation(values) if len(values) > 1 else None,
+            "n": len(values),
+            "values": values,
+        }
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim came to: one line of numbers, their spread, and the verdict that the rule gives."""
+    """What a claim came to: its numbers, a line of them and their spread in words, and the verdict that the rule gives."""
 
     measured: str
     spread: str
     verdict: str
+    key: str  # its key number, in at most twelve words: "r = 8 answers 99 % of full's"
+    verdicts: dict[str, str]  # world -> verdict there; a world that is missing was not tested
+    measurements: Sequence[Measurement]
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,7 @@ class Claim:
     """
 
     id: str
+    short: str  # the statement in at most eight words
     statement: str
     where: str  # in the paper
     paper: str  # what the paper reports

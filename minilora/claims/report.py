@@ -14,6 +14,7 @@ from .claim import ILLUSTRATION, Claim, Runs, Settings
 from .figures import save_figure
 
 Row = dict[str, Any]
+SCHEMA = 2  # of claims.json, which docs/report.md describes; the first had words only
 
 
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
@@ -21,6 +22,7 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
     outcome = claim.conclude(runs)
     return {
         "id": claim.id,
+        "short": claim.short,
         "statement": claim.statement,
         "where": claim.where,
         "paper": claim.paper,
@@ -28,6 +30,12 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
         "spread": outcome.spread if settings.seeds > 1 else "one base: no spread",
         "rule": claim.rule,
         "verdict": outcome.verdict if claim.exact or not settings.quick else ILLUSTRATION,
+        "key": outcome.key,
+        "verdicts": {
+            world: verdict if claim.exact or not settings.quick else ILLUSTRATION
+            for world, verdict in outcome.verdicts.items()
+        },
+        "measurements": [measurement.as_json() for measurement in outcome.measurements],
         "seconds": round(seconds, 1),
         "figure": f"{claim.id}.png",
     }
@@ -40,7 +48,8 @@ def report_files(folder: Path, claims: Sequence[Claim]) -> list[Path]:
 
 def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
     """Write claims.json and claims.md into `folder`. Raises `ValueError` where they cannot be written."""
-    report = {"minilora": __version__, "seeds": settings.seeds, "quick": settings.quick, "claims": rows}
+    settings_said = {"seeds": settings.seeds, "quick": settings.quick}
+    report = {"schema": SCHEMA, "minilora": __version__, **settings_said, "claims": rows}
     write_text(folder / "claims.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "claims.md", markdown(rows, settings))
 
