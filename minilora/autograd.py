@@ -273,9 +273,14 @@ class Tensor:
         """The array itself. Assigning needs the same shape and dtype; writing into it is allowed, before the forward
         pass or after the backward: one that you took before the forward pass and write into before `backward` would
         go unnoticed."""
+        if not self._readers:
+            return self.array
         nodes = [node for reader in self._readers if (node := _pending(reader))]
+        if not nodes:
+            self._readers.clear()
+            return self.array
         owner, pair = self.array, None
-        while nodes and isinstance(owner.base, xp.ndarray):
+        while isinstance(owner.base, xp.ndarray):
             owner = owner.base  # of the memory, which other tensors may see through views of their own
         for node in nodes:
             if not any(known() is owner for known, _ in node.handed_out):

@@ -7,7 +7,6 @@ moved with `asarray`, so both libraries start from the same numbers.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import threading
@@ -135,11 +134,11 @@ def asarray(array: Any, dtype: Any = None) -> Any:
 # benchmarks/step_time.py. The results are bit-equal.
 #
 # Whether a block is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
-# change. An array of the pool looks at its block through an exporter made for it alone, and that through a sentinel;
-# whatever looks at the array's memory, a view or a memoryview, keeps both alive, by the rules of Python's buffers.
-# When the sentinel goes, its weak reference, the lease, appends itself to the free list: by `list.append`, in which no
-# tracer can step. (The sentinel is an array, since the garbage collector, which clears weak references before it
-# asks finalizers, does not know arrays.)
+# change. An array of the pool looks at its block through a sentinel made for it alone; whatever looks at the array's
+# memory, a view or a memoryview, keeps the sentinel alive, by the rules of Python's buffers. When the sentinel goes,
+# its weak reference, the lease, appends itself to the free list: by `list.append`, in which no tracer can step. (The
+# sentinel is an array, since the garbage collector, which clears weak references before it asks finalizers, does not
+# know arrays.)
 
 _SMALL = 8 * 1024  # bytes; below this the C library keeps blocks itself
 _LINE = 64  # bytes of a cache line
@@ -150,9 +149,8 @@ _ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between pe
 class _Lease(weakref.ref):
     """Of one sentinel; it ends with it, and knows whose memory is free then."""
 
-    __slots__ = ("export", "memory")
+    __slots__ = ("memory",)
     memory: memoryview
-    export: Callable[[Any], Any]  # makes an exporter
 
 
 class _Shelf:
@@ -175,8 +173,8 @@ class _Pool:
         self.shelves: dict[int, _Shelf] = {}  # bytes of a block -> such blocks
         self.bytes, self.limit, self.requests = 0, _ROOM, 0
 
-    def take(self, size: int) -> Any:
-        """An exporter of `size` bytes that no array looks at: a buffer for one."""
+    def take(self, size: int) -> memoryview:
+        """`size` bytes that no array looks at: a buffer for one."""
         self.requests += 1
         if self.requests % _PERIOD == 0:
             self._let_go({size: shelf.least for size, shelf in self.shelves.items()})
@@ -184,21 +182,20 @@ class _Pool:
         ended = None
         try:
             ended = shelf.free.pop()  # the latest: the likeliest to be in the cache still
-            memory, export = ended.memory, ended.export
+            memory = ended.memory
         except IndexError:
-            memory, export = self._grow(size)
+            memory = self._grow(size)
         if len(shelf.free) < shelf.least:
             shelf.least = len(shelf.free)
         sentinel = np.frombuffer(memory, np.uint8)
-        exporter = export(sentinel)
         lease = _Lease(sentinel, shelf.free.append)
-        lease.memory, lease.export = memory, export
+        lease.memory = memory
         shelf.leases[id(lease)] = lease
         if ended is not None:
             shelf.leases.pop(id(ended), None)
-        return exporter
+        return sentinel.data
 
-    def _grow(self, size: int) -> tuple[memoryview, Callable[[Any], Any]]:
+    def _grow(self, size: int) -> memoryview:
         """A new block; where the pool has doubled, as with shapes that never come again, what is free goes first."""
         if self.bytes + size > self.limit:
             self._let_go({size: len(shelf.free) for size, shelf in self.shelves.items()}, needed=size)
@@ -207,7 +204,7 @@ class _Pool:
         # elementwise pass within the cache is then 2.4 times as slow.
         raw = np.empty(size + _LINE, np.uint8)
         start = -raw.ctypes.data % _LINE
-        return raw.data[start : start + size], (ctypes.c_char * size).from_buffer
+        return raw.data[start : start + size]
 
     def _let_go(self, counts: dict[int, int], needed: int = 0) -> None:
         """Forget that many free blocks of each size, the coldest first; blocks that arrays look at stay."""
@@ -240,7 +237,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Any:
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, _of_thread.pool.take(size))
+    return np.frombuffer(_of_thread.pool.take(size), dtype).reshape(shape)
 
 
 # ---- products ----------------------------------------------------------------------------------------
