@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import sysconfig
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +48,8 @@ class Vocabulary:
             place = text.index(error.args[0])
             raise ValueError(
                 f"The character {error.args[0]!r} (position {place}) is not among the {len(self)} that the model "
-                "knows: remove or replace it, or pretrain a base on text that has it."
+                "knows: remove it, replace it (--replace, or data.replace_unknown), or pretrain a base on text that "
+                "has it."
             ) from None
 
     def decode(self, ids: np.ndarray) -> str:
@@ -59,6 +62,32 @@ class Vocabulary:
 
 
 PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII
+
+# What looks like a character that Unicode's own decomposition (NFKD: é is e and an accent, … three dots) does not take
+# apart. A tab is four spaces here, as in the texts that the bases are pretrained on.
+_LIKENESS = {
+    **dict.fromkeys("‘’‚‛′‹›´", "'"),
+    **dict.fromkeys("“”„‟″«»", '"'),
+    **dict.fromkeys("‐‒–—―−", "-"),
+    **dict.fromkeys("\r\v\f\x85\u2028\u2029", "\n"),
+    **{"\t": "    ", "⁄": "/", "×": "x", "•": "*", "·": ".", "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE"},
+    **{"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i"},
+}
+
+
+def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
+    """The text with every character that the vocabulary has not replaced, and how many those were.
+
+    What looks like known characters becomes those: curly quotes straight ones, dashes "-", "é" "e", "…" three dots.
+    Accents and marks of their own that cannot be seen alone go; what is like nothing becomes "?".
+    """
+    known, counts, likeness = set(vocabulary.characters), Counter(text), {}
+    for character in counts.keys() - known:
+        parts = unicodedata.normalize("NFKD", _LIKENESS.get(character, character))
+        seen = [part for part in parts if unicodedata.category(part) not in ("Mn", "Me", "Cf")]
+        like = "".join(_LIKENESS.get(part, part) for part in seen)
+        likeness[character] = like if known.issuperset(like) else "?"
+    return text.translate(str.maketrans(likeness)), sum(counts[character] for character in likeness)
 
 
 # ---- text --------------------------------------------------------------------------------------------

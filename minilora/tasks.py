@@ -36,9 +36,22 @@ TASKS: dict[str, tuple[str, Callable[[str], str]]] = {
     "next": ("4", lambda s: _shift(s, 1)),
     "alternate": ("5", lambda s: "".join(c.upper() if i % 2 else c for i, c in enumerate(s))),
     "rotate": ("6", lambda s: s[1:] + s[0]),
-    "pairs": ("7", _swap_pairs),  # swap neighbours
-    "revupper": ("8", lambda s: s[::-1].upper()),  # reverse, then upper
-    "prev": ("9", lambda s: _shift(s, -1)),  # the previous letter
+    "pairs": ("7", _swap_pairs),
+    "revupper": ("8", lambda s: s[::-1].upper()),
+    "prev": ("9", lambda s: _shift(s, -1)),
+}
+# what each does, in words
+MEANINGS = {
+    "copy": "the letters as they are",
+    "reverse": "backwards",
+    "upper": "in capitals",
+    "sort": "in the order of the alphabet",
+    "next": "each letter's next one; after p comes a",
+    "alternate": "every second letter a capital",
+    "rotate": "the first letter moves to the end",
+    "pairs": "neighbours swap places",
+    "revupper": "backwards and in capitals",
+    "prev": "each letter's previous one; before a comes p",
 }
 PRETRAINING = ("copy", "reverse", "upper", "sort", "next", "alternate", "rotate")
 ADAPTATION = ("pairs", "revupper", "prev")
@@ -48,6 +61,12 @@ def check_task(name: str) -> None:
     """Raise `ValueError` for a task that does not exist."""
     if name not in TASKS:
         raise ValueError(f"There is no string task {name!r}; there are: {', '.join(TASKS)}.")
+
+
+def question(name: str, s: str) -> tuple[str, str]:
+    """What a model reads when a task asks for f(s), and the right answer: "8badge>" and "EGDAB"."""
+    tag, f = TASKS[name]
+    return f"{tag}{s}>", f(s)
 
 
 def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_out: bool = False) -> Batch:
@@ -60,8 +79,7 @@ def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_ou
     strings = _strings(B, rng, held_out)
     lines = []
     for s, choice in zip(strings, rng.integers(len(names), size=B).tolist(), strict=True):
-        tag, f = TASKS[names[choice]]
-        lines.append(f"{tag}{s}>{f(s)}".ljust(WIDTH + 1, "\n"))
+        lines.append("".join(question(names[choice], s)).ljust(WIDTH + 1, "\n"))
     answers = np.array([len(s) for s in strings])
     rows = PRINTABLE.encode("".join(lines)).reshape(B, WIDTH + 1)
     targets = rows[:, 1:].copy()

@@ -1,4 +1,4 @@
-"""The command line, `minilora`: reproduce, pretrain, adapt, generate, merge, budget, info."""
+"""The command line, `minilora`: demo, tasks, reproduce, pretrain, adapt, generate, merge, budget, info."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
+from .demo import demo, tasks_text
 from .device_report import device_report
 from .reproduce import reproduce, tune
 from .sweep import available_cores
@@ -214,6 +215,19 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=run)
         sub.add_argument("--backend", metavar="NAME", help='what computes: "numpy", or "cupy" on a GPU (numpy)')
         return sub
+
+    command(
+        "demo",
+        lambda options: demo(_say),
+        "Watch LoRA teach a small model a new task, in a few seconds.",
+        "minilora demo",
+    )
+    command(
+        "tasks",
+        lambda options: _say(tasks_text()),
+        "The ten string tasks, each with an example, and how to teach one.",
+        "minilora tasks",
+    )
 
     sub = command(
         "reproduce",
