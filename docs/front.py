@@ -1,7 +1,7 @@
 """Write what the front pages say of the report and of the eleven files: `python docs/front.py`, after either changed.
 
-Between the marks <!-- claims --> and <!-- files --> of README.md and README.ko.md stand the table of figures/claims.json
-and the files' line counts; a test holds them together.
+Between the marks <!-- claims --> and <!-- files --> of README.md and README.ko.md stand the table of
+figures/claims.json and the files' line counts; a test holds them together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README.md": "claim | key number | strings | text | exact", "README.ko.md": "주장 | 핵심 숫자 | 문자열 | 글 | 정확"}
+PAGES = {
+    "README.md": "claim | key number | strings | text | exact",
+    "README.ko.md": "주장 | 핵심 숫자 | 문자열 | 글 | 정확",
+}
 FILES = (
     "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim", "training", "generate", "lora",
 )  # fmt: skip

@@ -308,7 +308,7 @@ def test_loralibs_merged_linear_on_gpt2(gpt2, tmp_path, enable):
 
 def test_the_readmes_way_to_pytorch_and_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_as_pasted(blocks("python")[1], prints=2)
+    run_as_pasted(blocks("python", "docs/peft.md")[0], prints=2)
 
 
 def test_dora_and_modules_to_save_are_refused(gpt2, tmp_path):

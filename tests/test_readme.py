@@ -1,6 +1,7 @@
 """What the README says is so: its commands, its numbers, its table."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -13,8 +14,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page="README.md"):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def run_as_pasted(code, prints):
@@ -32,8 +34,8 @@ def run_as_pasted(code, prints):
 @pytest.mark.numpy_only("printed arrays look otherwise elsewhere")
 def test_the_example_prints_what_its_comments_say(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_as_pasted(blocks("python")[0], prints=5)
-    assert (tmp_path / "reversed" / "adapter_model.safetensors").exists()
+    run_as_pasted(blocks("python")[0], prints=3)
+    assert (tmp_path / "revupper" / "adapter_model.safetensors").exists()
 
 
 def test_the_two_by_two_example():
@@ -65,42 +67,47 @@ def test_the_korean_readme_has_the_same_code_and_its_links_lead_somewhere():
 
 
 def test_ci_runs_the_readmes_test_command():
-    test_command = next(line for block in blocks("sh") for line in block.splitlines() if "pytest" in line)
-    assert test_command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    (test_command,) = (block for block in blocks("sh") if "pytest" in block)
+    assert test_command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_eleven_files_are_there_and_every_link_leads_somewhere():
-    reading = README.split("## Read these eleven files")[1].split("Later:")[0]
-    files = re.findall(r"\]\((minilora/\w+\.py)\)", reading)
-    assert len(files) == 11
-    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-def test_the_table_is_the_one_of_the_committed_run():
+def test_the_front_pages_say_what_the_report_and_the_files_are(front):
+    """To mend them: python docs/front.py."""
+    for page in front.PAGES:
+        assert (ROOT / page).read_text(encoding="utf-8") == front.filled(page), page
     report = json.loads((ROOT / "figures" / "claims.json").read_text(encoding="utf-8"))
     assert report["quick"] is False and report["seeds"] >= 3
-    table = README.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
-    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == len(report["claims"])
-    for line, row in zip(rows, report["claims"], strict=True):
-        for field in ("statement", "where", "paper", "measured", "spread", "verdict"):
-            assert row[field] in line
+    for row in report["claims"]:
+        assert f"| {row['short']} | {row['key']} |" in README
+
+
+def test_the_eleven_files_are_the_reading_order(front):
+    assert len(front.FILES) == 11 and [name for name in ORDER if name in front.FILES] == list(front.FILES)
+
+
+@pytest.fixture(scope="module")
+def front():
+    specification = importlib.util.spec_from_file_location("front", ROOT / "docs" / "front.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+ORDER = [
+    "backend", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
+    "training", "generate", "lora",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "minilora").glob("*.py"), key=lambda p: p.name), ids=lambda p: p.name)
 def test_imports_point_one_way(module):
     """Each core file needs only files that come before it in the reading order."""
-    order = [
-        "backend", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
-        "training", "generate", "lora",
-    ]  # fmt: skip
-    if module.stem not in order:
+    if module.stem not in ORDER:
         return
     source = module.read_text(encoding="utf-8")
     imported = re.findall(r"^\s*from \.(\w+) import", source, flags=re.MULTILINE)
     imported += re.findall(r"^from \. import (\w+)", source, flags=re.MULTILINE)
     for name in imported:
-        assert order.index(name) < order.index(module.stem), f"{module.stem} imports {name}"
+        assert ORDER.index(name) < ORDER.index(module.stem), f"{module.stem} imports {name}"
     if module.stem == "lora":
         assert "gpt" not in imported
