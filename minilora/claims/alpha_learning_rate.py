@@ -198,8 +198,8 @@ def draw(runs: Runs, figure: Any) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     names = {"scaled": "A₀ ∝ 1/√s", "fixed": "A₀ fixed"}
     for ax, start in zip(axes, ("scaled", "fixed"), strict=True):
-        alphas, rates, _ = grid(runs, start, 0)
         seeds = sorted({c["base"][1] for c, _ in select(runs, start=start)})
+        alphas, rates, _ = grid(runs, start, seeds[0])
         bits = np.mean([grid(runs, start, seed)[2] for seed in seeds], axis=0)
         title = f"{names[start]}: best lr ∝ $\\mathbf{{α^{{-{exchange(alphas, rates, bits):.2f}}}}}$"
         x, y = np.log2(rates), np.log2(alphas)
