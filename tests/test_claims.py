@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 from helpers import run_short
+from test_budget import synthetic
 
 from minilora import claims
 from minilora.claims import (
@@ -26,7 +28,19 @@ from minilora.claims import (
     zero_init,
 )
 from minilora.claims.bases import load_base
-from minilora.claims.claim import FAILS, HOLDS, ILLUSTRATION, NOISE, Settings, at_least, deviation, worst
+from minilora.claims.claim import (
+    FAILS,
+    HOLDS,
+    ILLUSTRATION,
+    NOISE,
+    WORLDS,
+    Measurement,
+    Settings,
+    at_least,
+    deviation,
+    percent,
+    worst,
+)
 from minilora.claims.figures import save_figure
 from minilora.claims.report import draw_figures, make_row, markdown, table, write_report
 
@@ -40,16 +54,102 @@ def test_a_mean_above_the_threshold_by_two_standard_errors_holds():
     assert worst([HOLDS, NOISE, FAILS]) == FAILS and worst([HOLDS, NOISE]) == NOISE and worst([HOLDS]) == HOLDS
 
 
+# ---- an outcome's numbers ------------------------------------------------------------------------------
+
+BESIDE = {"rank": {"text"}, "which_matrices": {"text"}, "intrinsic_rank": {"text"}}  # judged, but not in the rule
+
+
+def check_numbers(name, outcome):
+    """What holds for the numbers of every outcome of the claim of that name."""
+    assert 0 < len(outcome.key.split()) <= 12 and re.search(r"\d", outcome.key)
+    assert outcome.verdicts.keys() <= set(WORLDS) and set(outcome.verdicts.values()) <= {HOLDS, FAILS, NOISE}
+    assert outcome.verdict == worst([v for world, v in outcome.verdicts.items() if world not in BESIDE.get(name, ())])
+    names = [(m.world, m.name) for m in outcome.measurements]
+    assert len(set(names)) == len(names) > 0
+    written = json.loads(json.dumps([m.as_json() for m in outcome.measurements], allow_nan=False))
+    for m, row in zip(outcome.measurements, written, strict=True):
+        assert m.world in (*WORLDS, "time") and m.unit in ("%", "bits", "ms", "bytes", "")
+        assert row["n"] == len(row["values"]) > 0 and None not in row["values"]
+        assert (row["deviation"] is None) == (row["n"] == 1)
+        assert (row["quartiles"] is not None) == (m.world == "time")
+
+
+# Numbers of the sentences that are no measurements: ranks, examples, steps, what theory says, how often something is.
+SETTINGS = {
+    "zero_init": {"0"},  # ∂L/∂A = 0
+    "alpha_learning_rate": {"3", "4", "0", "150"},
+    "init_scaling": {"1", "64", "2", "3", "4", "150"},
+    "rank": {"1", "8", "64", "300", "400"},
+    "which_matrices": {"3", "300"},
+    "rivals": {"300", "1,000", "2", "4", "8", "16"},
+    "latency": {"1", "4", "6", "8", "16", "32", "48", "56", "64", "128"},
+    "budget": {"0.75", "3"},  # and the counts of the paper's figures, which are cut off before
+    "task_switching": {"150", "1", "10", "100", "353.5", "35"},
+    "low_data": {"64", "2", "8", "16", "256", "1024"},
+    "intrinsic_dimension": {"64", "256", "1,024", "4,096", "16,384", "90", "300", "1", "4", "16"},
+    "intrinsic_rank": {"0", "1", "4", "8", "16"},
+    "subspaces": {"1", "4", "8", "32", "0.02", "0.06"},
+    "amplification": {"4", "32"},
+}
+NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+SCALES = {"bytes": (1, 1e-3, 1e-6)}  # as bytes, kB and MB
+
+
+def stands_for(text, value, unit):
+    """Whether a printed number is a value, as it is rounded to the last digit printed."""
+    digits, _, power = text.replace(",", "").partition("e")
+    last = 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
+    return any(
+        abs(abs(value) * scale - float(f"{digits}e{power or 0}")) <= 0.5001 * last for scale in SCALES.get(unit, (1,))
+    )
+
+
+def numbers_of(measurement):
+    """What a sentence may say of a measurement: its mean and deviation; the median and the quartiles' distance."""
+    row = measurement.as_json()
+    low, middle, high = row["quartiles"] or (0, 0, 0)
+    deviation_of = [] if row["deviation"] is None else [row["deviation"]]
+    return [row["value"], *deviation_of, middle, high - low]
+
+
+def assert_the_sentence_is_in_the_numbers(name, outcome):
+    """Every number of `measured` and `spread` is one of the measurements, or a setting."""
+    known = [(value, m.unit) for m in outcome.measurements for value in numbers_of(m)]
+    said = f"{outcome.measured.partition('; of the paper')[0]}; {outcome.spread}"
+    for text in re.findall(NUMBER, re.sub(r"φ\(\d,\d\)|d₉₀", "", said)):
+        text = text.rstrip(",")
+        found = text in SETTINGS[name] or any(stands_for(text, *of) for of in known)
+        assert found, f"{text} of {name} is not among its measurements: {said}"
+
+
+def test_a_measurement_says_what_it_is_in_json():
+    row = Measurement("x", "strings", [1.0, 2.0, 3.0], "bits").as_json()
+    assert row == {
+        "name": "x", "world": "strings", "unit": "bits", "value": 2.0, "deviation": 1.0, "quartiles": None, "n": 3,
+        "values": [1.0, 2.0, 3.0],
+    }  # fmt: skip
+    clock = Measurement("x", "time", [4.0, 1.0, 2.0, 3.0, 5.0], "ms").as_json()
+    assert clock["quartiles"] == [2.0, 3.0, 4.0] and clock["values"] == [4.0, 1.0, 2.0, 3.0, 5.0]
+    none = percent("x", "strings", [0.5, math.nan]).as_json()
+    assert none["values"] == [50.0, None] and none["value"] is None and none["deviation"] is None
+    assert Measurement("x", "exact", [np.float32(2)]).as_json()["deviation"] is None
+
+
 def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monkeypatch):
     monkeypatch.setattr(zero_init, "STEPS", 5)
     monkeypatch.setattr(
         zero_init, "held_out_strings", lambda task: [zero_init.string_draw((task,), 8)(np.random.default_rng(0))]
     )
     runs = [(c, zero_init.run(c)) for c in zero_init.configurations(Settings(1))]
-    assert zero_init.conclude(runs).verdict == HOLDS
+    outcome = zero_init.conclude(runs)
+    assert outcome.verdict == HOLDS and outcome.key == "1 of 1 bases start bit-equal"
+    check_numbers("zero_init", outcome)
+    assert_the_sentence_is_in_the_numbers("zero_init", outcome)
     for key, wrong in (("equal_float32", False), ("equal_merged", False), ("gradient_norms", [[1e-9, 1.0], [1, 1]])):
         broken = [(c, {**r, key: wrong} if c["start"] == "A Gaussian, B zero" else r) for c, r in runs]
         assert zero_init.conclude(broken).verdict == FAILS
+        assert zero_init.conclude(broken).verdicts == {"exact": FAILS}
+        assert ("0 of 1" in zero_init.conclude(broken).key) is key.startswith("equal")
     moved = [(c, {**r, "largest_parameter": 1e-30} if c["start"] == "both zero" else r) for c, r in runs]
     assert zero_init.conclude(moved).verdict == FAILS
 
@@ -71,19 +171,8 @@ def test_alpha_learning_rate_reads_the_ridge_of_a_known_grid():
     for gamma in (0.5, 1.0):
         bits = np.array([[(math.log2(lr) + gamma * math.log2(a) + 5) ** 2 for lr in rates] for a in alphas])
         assert alpha_learning_rate.exchange(alphas, rates, bits) == pytest.approx(gamma, abs=0.06)
-    runs = [({"start": "identities"}, {"adam | x | 3": 1e-15, "adam | x | 4": 0.0, "adam | naive: lr·s | 3": 0.4})]
-    runs += [
-        (
-            {"start": "fixed", "base": ["strings", s], "alpha": a, "lr": lr, "steps": 150},
-            {"bits": (math.log2(lr * a**0.5) + 5) ** 2},
-        )
-        for s in range(2)
-        for a in alphas
-        for lr in rates
-    ]
-    assert alpha_learning_rate.conclude(runs).verdict == HOLDS
-    runs[0] = ({"start": "identities"}, {**runs[0][1], "adam | x | 4": 1e-18})
-    assert alpha_learning_rate.conclude(runs).verdict == FAILS
+    assert alpha_learning_rate.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result())).verdict == HOLDS
+    assert alpha_learning_rate.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result(1e-18))).verdict == FAILS
 
 
 # ---- verdicts of the claims whose numbers scatter, on measurements made up -----------------------------
@@ -92,6 +181,15 @@ def test_alpha_learning_rate_reads_the_ridge_of_a_known_grid():
 def made_up(claim, result):
     """All runs of a claim at three bases, each with `result(configuration)`."""
     return [(c, result(c)) for c in claim.configurations(Settings(3))]
+
+
+def alpha_result(identity=0.0):
+    def result(c):
+        if c["start"] == "identities":
+            return {"adam | x | 3": 1e-15, "adam | x | 4": identity, "adam | naive: lr·s | 3": 0.4}
+        return {"bits": (math.log2(c["lr"] * c["alpha"] ** 0.5) + 5) ** 2 + 0.01 * c["base"][1] * c["alpha"]}
+
+    return result
 
 
 def learned(accuracy=0.99, bits=2.5, **of):
@@ -303,6 +401,100 @@ def test_init_scaling_verdict_asks_for_the_identity_equal_starts_and_a_still_rat
     assert verdict(zero_a=(0.97, 0.80, 0.96)) == NOISE
 
 
+def all_made_up():
+    """Claim -> runs that hold, that fail, and, where the rule knows noise, that are within it."""
+    results = {
+        "alpha_learning_rate": (alpha_result(), alpha_result(1e-3)),
+        "init_scaling": (
+            init_scaling_result(),
+            init_scaling_result(shift=2.0),
+            init_scaling_result(zero_a=(0.97, 0.80, 0.96)),
+        ),
+        "rank": (
+            rank_result((0.99, 0.98, 1.0)),
+            rank_result((0.80, 0.82, 0.79), planted_loss=1e-6),
+            rank_result((0.99, 0.85, 0.97)),
+        ),
+        "which_matrices": tuple(
+            learned(0.5, lora_qv_4=(accuracy, 2.4)) for accuracy in ((0.9, 0.92, 0.88), 0.4, (0.9, 0.3, 0.6))
+        ),
+        "rivals": tuple(
+            learned(0.4, full=(1.0, 2.0), bitfit=(bitfit, 2.6), lora_qv_4=(lora, 2.5))
+            for lora, bitfit in (
+                ((0.99, 0.98, 1.0), 0.3),
+                ((0.8, 0.81, 0.79), 0.3),
+                ((0.99, 0.98, 1.0), (0.99, 0.2, 1)),
+            )
+        ),
+        "latency": (latency_result(), latency_result(merged=1.1)),
+        "task_switching": (
+            switching_result,
+            lambda c: {**switching_result(c), "base_equal": c["base"][1] > 0},
+        ),
+        "low_data": (
+            low_data_result(),
+            low_data_result(accuracy=(0.3, 0.31, 0.29)),
+            low_data_result(accuracy=(0.5, 0.2, 0.45)),
+        ),
+        "intrinsic_dimension": tuple(
+            learned(1.0, subspace_4096=(accuracy, 2.5)) for accuracy in ((0.95, 0.96, 0.97), 0.5, (0.95, 0.7, 0.97))
+        ),
+        "intrinsic_rank": tuple(map(cut_result, ((0.99, 0.98, 1.0), (0.6, 0.7, 0.65), (0.99, 0.85, 0.97)))),
+        "subspaces": tuple(map(phi_result, ((0.8, 0.82, 0.79), (0.2, 0.3, 0.25), (0.8, 0.4, 0.45)))),
+        "amplification": tuple(map(amplification_result, ((1.0, 1.1, 0.9), (0.3, 0.31, 0.29), (1.0, 0.3, 0.6)))),
+    }
+    runs = {name: [made_up(claims.find([name])[0], r) for r in of] for name, of in results.items()}
+    return runs | {"budget": [synthetic(), synthetic(ratio=1.1, adam=0), synthetic(ratio=0.98, spread=0.1)]}
+
+
+def shaken(x, rng):
+    """The same, each float up to half larger or smaller."""
+    if isinstance(x, dict):
+        return {key: shaken(value, rng) for key, value in x.items()}
+    if isinstance(x, tuple):  # a run
+        return x[0], shaken(x[1], rng)
+    if isinstance(x, list):
+        return [shaken(value, rng) for value in x]
+    return x * (0.5 + rng.random()) if isinstance(x, float) else x
+
+
+# How many values a measurement has: one of each of three bases, but for what is computed once, planted or timed.
+COUNTS = {
+    "alpha_learning_rate": {"exact": 1},
+    "init_scaling": {"exact": 1},
+    "latency": {"time": 41},
+    "low_data": {"exact": 9},
+    "budget": {"exact": 1, "time": 9},
+}
+
+
+@pytest.mark.parametrize("name", [c.id for c in claims.CLAIMS if c.id != "zero_init"])
+def test_the_numbers_of_a_claim_say_what_its_sentence_says(name):
+    claim, runs = claims.find([name])[0], all_made_up()[name]
+    outcomes = [claim.conclude(of) for of in runs]
+    assert [o.verdict for o in outcomes] == [HOLDS, FAILS, NOISE][: len(outcomes)]
+    for outcome in outcomes:
+        check_numbers(name, outcome)
+        for m in outcome.measurements:
+            assert len(m.values) == COUNTS.get(name, {}).get(m.world, 3), m.name
+    assert outcomes[0].key != outcomes[1].key
+    for of in runs:
+        outcome = claim.conclude(shaken(of, np.random.default_rng(0)))  # where no two numbers are the same
+        if "not as the formulas say" not in outcome.measured:  # which lists the formulas' numbers too
+            assert_the_sentence_is_in_the_numbers(name, outcome)
+
+
+def test_a_verdict_of_a_world_is_that_worlds_own():
+    def verdicts(module, result):
+        return module.conclude(made_up(module.CLAIM, result)).verdicts
+
+    assert verdicts(rank, rank_result((0.99, 0.98, 1.0), 1e-6)) == {"exact": FAILS, "strings": HOLDS, "text": FAILS}
+    assert verdicts(low_data, low_data_result(full=0.01)) == {"exact": FAILS, "strings": HOLDS}
+    assert verdicts(subspaces, phi_result((0.8, 0.82, 0.79), 0.9)) == {"exact": FAILS, "strings": HOLDS, "text": HOLDS}
+    moved = init_scaling_result(zero_a=(0.97, 0.80, 0.96), shift=2.0)
+    assert verdicts(init_scaling, moved) == {"exact": HOLDS, "strings": NOISE, "text": FAILS}
+
+
 # ---- the experiments themselves, shrunk ----------------------------------------------------------------
 
 
@@ -346,7 +538,8 @@ def test_every_claim_runs_concludes_and_draws(claim, tiny_bases, monkeypatch, tm
     json.dumps([runs], allow_nan=False)  # what is kept, and what goes to other machines
     outcome = claim.conclude(runs)
     assert outcome.measured and outcome.spread and outcome.verdict in (HOLDS, FAILS, NOISE)
-    assert "nan" not in outcome.measured
+    assert "nan" not in outcome.measured and "nan" not in outcome.key
+    check_numbers(claim.id, outcome)
     save_figure(tmp_path / "figure.png", partial(claim.draw, runs))
     assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -355,7 +548,8 @@ def test_every_claim_says_what_it_is_and_no_two_share_a_name():
     ids = [claim.id for claim in claims.CLAIMS]
     assert len(set(ids)) == len(ids)
     for claim in claims.CLAIMS:
-        assert all((claim.statement, claim.where, claim.paper)) and claim.rule.startswith("holds if")
+        assert all((claim.statement, claim.where, claim.paper)) and 0 < len(claim.short.split()) <= 8
+        assert claim.rule.startswith("holds if")
         for settings in (Settings(3), Settings(1, quick=True)):
             configurations = claim.configurations(settings)
             texts = [json.dumps(c, sort_keys=True) for c in configurations]
@@ -375,8 +569,10 @@ def test_a_quick_run_decides_exact_claims_only(tmp_path):
     report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
     assert report["quick"] is True and report["seeds"] == 3
     assert list(report["claims"][0]) == [
-        "id", "statement", "where", "paper", "measured", "spread", "rule", "verdict", "seconds", "figure",
+        "id", "short", "statement", "where", "paper", "measured", "spread", "rule", "verdict", "key", "verdicts",
+        "measurements", "seconds", "figure",
     ]  # fmt: skip
+    assert report["claims"][0]["verdicts"] == dict.fromkeys(("exact", "strings", "text"), ILLUSTRATION)
     assert (tmp_path / "rank.png").read_bytes()[:4] == b"\x89PNG"
     assert ILLUSTRATION in markdown([row], settings) and ILLUSTRATION.upper() in table([row])
 

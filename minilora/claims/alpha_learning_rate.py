@@ -30,12 +30,14 @@ from .claim import (
     Claim,
     Configuration,
     Experiment,
+    Measurement,
     Outcome,
     Result,
     Runs,
     Settings,
     deviation,
     mean,
+    percent,
     select,
 )
 
@@ -173,12 +175,22 @@ def conclude(runs: Runs) -> Outcome:
     grids = [grid(runs, "fixed", seed) for seed in seeds]
     gammas = [exchange(*g) for g in grids]
     gaps = [float(np.ptp(bits.min(axis=1))) for _, _, bits in grids]  # between the best losses of the alphas
+    verdict = HOLDS if exact3 <= 1e-12 and exact4 == 0 else FAILS
     return Outcome(
         f"identities: {exact3:.0e} for s = 3, {'bit-equal' if exact4 == 0 else f'{exact4:.0e}'} for s = 4; "
         f"naive lr·s off by {100 * naive:.0f} %; A₀ fixed, {steps} steps: best lr ∝ α^-{mean(gammas):.2f}, "
         f"best losses of all α within {mean(gaps):.3f} bits",
         f"exponent ±{deviation(gammas):.2f}, bits ±{deviation(gaps):.3f}",
-        HOLDS if exact3 <= 1e-12 and exact4 == 0 else FAILS,
+        verdict,
+        key=f"α and the learning rate agree to {max(exact3, exact4):.0e} of ΔW",
+        verdicts={"exact": verdict},
+        measurements=[
+            Measurement("identities, largest difference of ΔW, s = 3", "exact", [exact3]),
+            Measurement("identities, largest difference of ΔW, s = 4", "exact", [exact4]),
+            percent("naive lr·s, difference of ΔW, s = 3", "exact", [naive]),
+            Measurement("γ in best lr ∝ α^-γ, A₀ fixed", "strings", gammas),
+            Measurement("best losses of all α, largest difference, A₀ fixed", "strings", gaps, "bits"),
+        ],
     )
 
 
@@ -186,8 +198,8 @@ def draw(runs: Runs, figure: Any) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     names = {"scaled": "A₀ ∝ 1/√s", "fixed": "A₀ fixed"}
     for ax, start in zip(axes, ("scaled", "fixed"), strict=True):
-        alphas, rates, _ = grid(runs, start, 0)
         seeds = sorted({c["base"][1] for c, _ in select(runs, start=start)})
+        alphas, rates, _ = grid(runs, start, seeds[0])
         bits = np.mean([grid(runs, start, seed)[2] for seed in seeds], axis=0)
         title = f"{names[start]}: best lr ∝ $\\mathbf{{α^{{-{exchange(alphas, rates, bits):.2f}}}}}$"
         x, y = np.log2(rates), np.log2(alphas)
@@ -207,6 +219,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="alpha_learning_rate",
+    short="With A₀ scaled, α is the learning rate",
     statement="Tuning α is tuning the learning rate, if the start is scaled with it",
     where="§4.1",
     paper="roughly the same, if we scale the initialization appropriately",

@@ -7,6 +7,7 @@ random directions of that rank give on average, r‖W‖/d.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,31 @@ import numpy as np
 from ..analysis import amplification
 from ..lora import lora_layers
 from .adaptation import adaptation, learn
-from .claim import Claim, Configuration, Experiment, Outcome, Result, Runs, Settings, at_least, deviation, mean, worst
+from .claim import (
+    Claim,
+    Configuration,
+    Experiment,
+    Measurement,
+    Outcome,
+    Result,
+    Runs,
+    Settings,
+    at_least,
+    deviation,
+    mean,
+    worst,
+)
 from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points
 
 RANKS = (4, 32)
 TASKS = {"text": "code", "strings": "revupper"}
 KINDS = ("q_proj", "v_proj")
+SHOWN = {  # of a row of the table, in words
+    "change": "‖UᵀWVᵀ‖, ΔW's directions",
+    "own": "‖UᵀWVᵀ‖, W's own",
+    "expected": "‖UᵀWVᵀ‖, random",
+    "factor": "factor ‖ΔW‖/‖UᵀWVᵀ‖",
+}
 PAPER = {"change": (0.32, 1.90), "own": (21.67, 37.71), "random": (0.02, 0.33), "delta_norm": (6.91, 3.57)}
 
 
@@ -57,6 +77,20 @@ def own_over_change(row: dict[str, float]) -> float:
     return row["own"] / row["change"]
 
 
+def measurements(runs: Runs) -> list[Measurement]:
+    of: dict[str, Any] = {
+        **{name: itemgetter(k) for k, name in SHOWN.items()},
+        "ΔW's directions over random": over_random,
+        "W's own over ΔW's directions": own_over_change,
+    }
+    return [
+        Measurement(f"{name}, r = {r}", world, values(runs, world, r, fn))
+        for world in TASKS
+        for r in RANKS
+        for name, fn in of.items()
+    ]
+
+
 def conclude(runs: Runs) -> Outcome:
     r = RANKS[0]
     verdicts = {
@@ -67,11 +101,10 @@ def conclude(runs: Runs) -> Outcome:
     }
 
     def line(world: str, r: int) -> str:
-        change, own, random, factor = (
-            mean(values(runs, world, r, lambda row, k=k: row[k])) for k in ("change", "own", "expected", "factor")
-        )
+        change, own, random, factor = (mean(values(runs, world, r, itemgetter(k))) for k in SHOWN)
         return f"r = {r}: ΔW's directions {change:.2f}, W's own {own:.2f}, random {random:.2f}, factor {factor:.1f}"
 
+    times = ", ".join(f"{world} {mean(values(runs, world, r, over_random)):.1f}" for world in TASKS)
     return Outcome(
         "; ".join(f"{world} {line(world, RANKS[0])}, {line(world, RANKS[1])} ({verdicts[world]})" for world in TASKS),
         "; ".join(
@@ -80,6 +113,9 @@ def conclude(runs: Runs) -> Outcome:
             for world in TASKS
         ),
         worst(list(verdicts.values())),
+        key=f"W along ΔW's directions, over random: {times}",
+        verdicts=verdicts,
+        measurements=measurements(runs),
     )
 
 
@@ -123,6 +159,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="amplification",
+    short="ΔW amplifies directions that W does not emphasize",
     statement="ΔW amplifies directions that W has but does not emphasize",
     where="§7.3, Table 7",
     paper="GPT-3, q of layer 48, r = 4: ‖UᵀWVᵀ‖ 0.32 with ΔW's directions, 21.67 W's own, 0.02 random; factor 21.5 "

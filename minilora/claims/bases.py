@@ -78,7 +78,7 @@ def load_base(world: str, seed: int = SHIPPED) -> GPT:
 
 
 def seed_of(base: int) -> int:
-    """What a run on a base starts its own draws with: the base's number, or the seed that made the one of the package."""
+    """What a run on a base starts its own draws with: its number, or the seed that made the one of the package."""
     return 0 if base == SHIPPED else base
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..backend import synchronize
 from .bases import SHIPPED
 
@@ -54,22 +56,37 @@ class Measurement:
     unit: str = ""  # "%", "bits", "ms", "bytes", or nothing for a plain number
 
     def as_json(self) -> dict[str, Any]:
-        """Name, world, unit, the mean, the sample standard deviation (None for a single value), n, and every value."""
+        """Name, world, unit, mean, sample standard deviation (None for a single value), n, every value; and of a clock
+        the quartiles, the median among them.
+
+        None is what is no finite number: a share of full fine-tuning where that answered nothing.
+        """
         values = [float(v) for v in self.values]
+        quartiles = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if self.world == "time" else None
         return {
             "name": self.name,
             "world": self.world,
             "unit": self.unit,
-            "value": mean(values),
-            "deviation": deviation(values) if len(values) > 1 else None,
+            "value": _finite(mean(values)),
+            "deviation": _finite(deviation(values)) if len(values) > 1 else None,
+            "quartiles": quartiles,
             "n": len(values),
-            "values": values,
+            "values": [_finite(v) for v in values],
         }
+
+
+def percent(name: str, world: str, shares: Sequence[float]) -> Measurement:
+    """A measurement in percent, of shares of 1."""
+    return Measurement(name, world, [100 * v for v in shares], "%")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim came to: its numbers, a line of them and their spread in words, and the verdict that the rule gives."""
+    """What a claim came to: its numbers, a line of them and their spread in words, and the verdict of its rule."""
 
     measured: str
     spread: str

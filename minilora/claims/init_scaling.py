@@ -24,6 +24,7 @@ from .claim import (
     Claim,
     Configuration,
     Experiment,
+    Measurement,
     Outcome,
     Result,
     Runs,
@@ -31,6 +32,7 @@ from .claim import (
     at_least,
     deviation,
     mean,
+    percent,
     select,
     worst,
 )
@@ -128,25 +130,39 @@ def drift(runs: Runs, scaling: str) -> list[float]:
 def conclude(runs: Runs) -> Outcome:
     identity = select(runs, part="LoRA+")[0][1]
     exact = identity["3"] <= 1e-12 and identity["4"] == 0
-    gaussian = accuracy(runs, STARTS[0])
-    apart = {start: [abs(a - b) for a, b in zip(gaussian, accuracy(runs, start), strict=True)] for start in STARTS[1:]}
+    answered = {start: accuracy(runs, start) for start in STARTS}
+    gaussian = answered[STARTS[0]]
+    apart = {start: [abs(a - b) for a, b in zip(gaussian, answered[start], strict=True)] for start in STARTS[1:]}
     moved = {scaling: drift(runs, scaling) for scaling in SCALINGS}
     gain = [float(a.min() - b.min()) for a, b in zip(*(sweep_of(runs, s, RANKS[-1])[1] for s in SCALINGS), strict=True)]
-    verdicts = [
-        HOLDS if exact else FAILS,
-        *(at_least([0.05 - x for x in values], 0) for values in apart.values()),
-        at_least([1 - abs(x) for x in moved["alpha/r"]], 0),
-    ]
+    verdicts = {
+        "exact": HOLDS if exact else FAILS,
+        "strings": worst([at_least([0.05 - x for x in values], 0) for values in apart.values()]),
+        "text": at_least([1 - abs(x) for x in moved["alpha/r"]], 0),
+    }
     steps = select(runs, part="scaling")[0][0]["steps"]
     return Outcome(
-        f"starts: {', '.join(f'{start} {100 * mean(accuracy(runs, start)):.0f} %' for start in STARTS)}; best lr of "
+        f"starts: {', '.join(f'{start} {100 * mean(a):.0f} %' for start, a in answered.items())}; best lr of "
         f"{steps} steps from r = 1 to 64 moves by 2^{mean(moved['alpha/r']):+.1f} with α/r, "
         f"2^{mean(moved['alpha/sqrt(r)']):+.1f} with α/√r (whose best loss at r = 64 is {mean(gain):+.3f} bits lower); "
         f"LoRA+ is α·s to {identity['3']:.0e} for s = 3, "
         f"{'bit for bit' if identity['4'] == 0 else format(identity['4'], '.0e')} for s = 4",
-        f"starts ±{100 * max(deviation(accuracy(runs, s)) for s in STARTS):.0f} %; moves "
+        f"starts ±{100 * max(map(deviation, answered.values())):.0f} %; moves "
         f"±{deviation(moved['alpha/r']):.1f} and ±{deviation(moved['alpha/sqrt(r)']):.1f} doublings",
-        worst(verdicts),
+        worst(list(verdicts.values())),
+        key=f"from r = 1 to 64 best lr moves by 2^{mean(moved['alpha/r']):+.1f}",
+        verdicts=verdicts,
+        measurements=[
+            Measurement("LoRA+ against α·s, largest difference of ΔW, s = 3", "exact", [identity["3"]]),
+            Measurement("LoRA+ against α·s, largest difference of ΔW, s = 4", "exact", [identity["4"]]),
+            *(percent(f"answered, {start}", "strings", values) for start, values in answered.items()),
+            *(percent(f"{start} apart from {STARTS[0]}", "strings", values) for start, values in apart.items()),
+            *(
+                Measurement(f"doublings of the best lr from r = 1 to 64, {SCALINGS[scaling]}", "text", values)
+                for scaling, values in moved.items()
+            ),
+            Measurement("best loss at r = 64, α/r minus α/√r", "text", gain, "bits"),
+        ],
     )
 
 
@@ -180,6 +196,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="init_scaling",
+    short="α/r spares retuning when r changes",
     statement="α/r spares retuning when r changes; how A starts does not matter; LoRA+ is α by another name",
     where="§4.1; after the paper",
     paper="scaling by α/r helps to reduce the need to retune when r varies (no numbers)",

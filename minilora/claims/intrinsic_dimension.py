@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .adaptation import EXPERIMENT, STEPS, adaptation, quality
-from .claim import Claim, Configuration, Outcome, Runs, Settings, at_least, deviation, mean
+from .claim import Claim, Configuration, Measurement, Outcome, Runs, Settings, at_least, deviation, mean, percent
 from .figures import BLUE, GRAY, ORANGE, band, point
 
 TASK = "revupper"
@@ -41,20 +41,41 @@ def d90(runs: Runs) -> int | None:
     return next((n for n in DIMENSIONS if mean(share_of_full(runs, f"subspace {n}")) >= 0.9), None)
 
 
+def trained(runs: Runs, method: str) -> list[float]:
+    """Of each base, how many numbers a method trains."""
+    return quality(runs, "strings", method, (TASK,), "trainable")
+
+
+def measurements(runs: Runs) -> list[Measurement]:
+    methods = {f"n = {n:,}": f"subspace {n}" for n in DIMENSIONS} | {m: m for m in LORAS}
+    return [
+        *(
+            percent(f"share of full fine-tuning, {name}", "strings", share_of_full(runs, m))
+            for name, m in methods.items()
+        ),
+        *(percent(f"answered, {name}", "strings", accuracy(runs, m)) for name, m in methods.items()),
+        percent("answered, full", "strings", accuracy(runs, "full")),
+        *(Measurement(f"trained parameters, {m}", "strings", trained(runs, m)) for m in (*LORAS, "full")),
+    ]
+
+
 def conclude(runs: Runs) -> Outcome:
     shares = {n: share_of_full(runs, f"subspace {n}") for n in DIMENSIONS}
-    reached, total = d90(runs), quality(runs, "strings", "full", (TASK,), "trainable")[0]
+    reached, total = d90(runs), trained(runs, "full")[0]
+    verdict = at_least(shares[ASKED], 0.9)
     lora = ", ".join(
-        f"{quality(runs, 'strings', m, (TASK,), 'trainable')[0]:,.0f} (r = {m.split()[-1]}): "
-        f"{100 * mean(share_of_full(runs, m)):.0f}"
-        for m in LORAS
+        f"{trained(runs, m)[0]:,.0f} (r = {m.split()[-1]}): {100 * mean(share_of_full(runs, m)):.0f}" for m in LORAS
     )
     return Outcome(
         f"random subspace of n directions, share of full fine-tuning after {STEPS['strings']} steps (%): "
         f"{', '.join(f'{n:,}: {100 * mean(s):.0f}' for n, s in shares.items())}; d₉₀ "
         f"{'is not reached' if reached is None else f'≤ {reached:,}'} of {total:,.0f}; LoRA at its parameters {lora}",
         f"n = {ASKED:,}: ±{100 * deviation(shares[ASKED]):.0f} %",
-        at_least(shares[ASKED], 0.9),
+        verdict,
+        key=f"{ASKED:,} directions answer {100 * mean(accuracy(runs, f'subspace {ASKED}')):.0f} %, "
+        f"full {100 * mean(accuracy(runs, 'full')):.0f} %",
+        verdicts={"strings": verdict},
+        measurements=measurements(runs),
     )
 
 
@@ -63,7 +84,7 @@ def draw(runs: Runs, figure: Any) -> None:
     values = 100 * np.array([accuracy(runs, f"subspace {n}") for n in DIMENSIONS]).T
     band(ax, DIMENSIONS, values, ORANGE, "random subspace θ₀ + Pz of n directions", marker="o")
     for number, method in enumerate(LORAS):
-        x = quality(runs, "strings", method, (TASK,), "trainable")[0]
+        x = trained(runs, method)[0]
         point(
             ax,
             x,
@@ -73,7 +94,7 @@ def draw(runs: Runs, figure: Any) -> None:
             None if number else "LoRA on q, v: r = 1, 4, 16",
         )
     full = mean(accuracy(runs, "full"))
-    total = quality(runs, "strings", "full", (TASK,), "trainable")[0]
+    total = trained(runs, "full")[0]
     point(ax, total, [100 * a for a in accuracy(runs, "full")], GRAY, "D", "full fine-tuning")
     ax.axhline(90 * full, color=GRAY, linestyle=":", label="90 % of full")
     reached = d90(runs)
@@ -91,6 +112,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="intrinsic_dimension",
+    short="A few random directions are enough to adapt",
     statement="A random subspace of few dimensions is enough to adapt",
     where="§1",
     paper="over-parametrized models reside on a low intrinsic dimension (Aghajanyan et al.: RoBERTa reaches 90 % on "

@@ -7,7 +7,6 @@ drawn beside it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from .claim import (
     Claim,
     Configuration,
     Experiment,
+    Measurement,
     Outcome,
     Result,
     Runs,
@@ -30,6 +30,7 @@ from .claim import (
     at_least,
     deviation,
     mean,
+    percent,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
 
@@ -83,26 +84,44 @@ def kept(runs: Runs, world: str, task: str | None = None) -> list[list[float]]:
     return [np.mean(of_base[s], axis=0).tolist() for s in sorted(of_base)]
 
 
+def remains(runs: Runs, world: str) -> dict[int, list[float]]:
+    """Of each k: of each base, the share that `kept` says."""
+    return dict(zip(CUTS, (list(of_bases) for of_bases in zip(*kept(runs, world), strict=True)), strict=True))
+
+
+def measurements(runs: Runs) -> list[Measurement]:
+    return [
+        *(
+            percent(f"remains of full fine-tuning at rank {k}", world, shares)
+            for world in ("strings", "text")
+            for k, shares in remains(runs, world).items()
+        ),
+        *(percent(f"answered, LoRA on q, v at r = {r}", "strings", answered(runs, r)) for r in LORA_RANKS),
+    ]
+
+
+def answered(runs: Runs, r: int) -> list[float]:
+    """Of each base on strings, by LoRA on q and v."""
+    return quality(runs, "strings", f"lora q,v {r}", TASKS, "accuracy")
+
+
 def conclude(runs: Runs) -> Outcome:
-    place = CUTS.index(SMALL)
-    strings = [shares[place] for shares in kept(runs, "strings")]
-    text = kept(runs, "text")
-    text_verdict = at_least([shares[place] for shares in text], 0.95)
-    lora = quality(runs, "strings", f"lora q,v {SMALL}", TASKS, "accuracy")
-    on_strings = ", ".join(
-        f"{k}: {100 * mean([s[i] for s in kept(runs, 'strings')]):.0f}"
-        for i, k in enumerate(CUTS)
-        if k in (0, 1, 4, 8, 16)
-    )
-    on_text = ", ".join(
-        f"{k}: {100 * mean([s[i] for s in text]):.0f}" for i, k in enumerate(CUTS) if k in (1, 4, 8, 16)
-    )
+    strings, text = (remains(runs, world) for world in ("strings", "text"))
+    verdicts = {
+        "strings": at_least(strings[SMALL], 0.95),
+        "text": at_least(text[SMALL], 0.95),  # shown beside the rule
+    }
+    on_strings = ", ".join(f"{k}: {100 * mean(strings[k]):.0f}" for k in (0, 1, 4, 8, 16))
+    on_text = ", ".join(f"{k}: {100 * mean(text[k]):.0f}" for k in (1, 4, 8, 16))
     return Outcome(
         f"share of full fine-tuning that remains when every ΔW is cut to rank k (%): strings {on_strings}; text "
-        f"{on_text} ({text_verdict} there); LoRA on q, v at r = {SMALL} answers {100 * mean(lora):.0f} %",
-        f"strings k = {SMALL}: ±{100 * deviation(strings):.0f} %; text "
-        f"±{100 * deviation([s[place] for s in text]):.0f} %",
-        at_least([v if math.isfinite(v) else math.nan for v in strings], 0.95),
+        f"{on_text} ({verdicts['text']} there); LoRA on q, v at r = {SMALL} answers "
+        f"{100 * mean(answered(runs, SMALL)):.0f} %",
+        f"strings k = {SMALL}: ±{100 * deviation(strings[SMALL]):.0f} %; text ±{100 * deviation(text[SMALL]):.0f} %",
+        verdicts["strings"],
+        key=f"rank {SMALL} of 64 keeps {100 * mean(strings[SMALL]):.0f} % of full's accuracy",
+        verdicts=verdicts,
+        measurements=measurements(runs),
     )
 
 
@@ -144,6 +163,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="intrinsic_rank",
+    short="Full fine-tuning's change has a low rank",
     statement="What full fine-tuning changes has a low rank",
     where="§1, §4.1",
     paper="a hypothesis: updates have a low intrinsic rank; r = 1 to 8 suffices for GPT-3",

@@ -29,6 +29,7 @@ from .claim import (
     Claim,
     Configuration,
     Experiment,
+    Measurement,
     Outcome,
     Result,
     Runs,
@@ -159,7 +160,7 @@ def conclude(runs: Runs) -> Outcome:
     zero_b, stuck, both = by_start[STARTS[0]], by_start["both zero"], by_start["both Gaussian"]
     first = by_start["first steps"]
     checks = {
-        "logits equal": all(r["equal_float32"] and r["equal_float64"] and r["equal_merged"] for r in zero_b),
+        "logits equal": all(map(_starts_as_base, zero_b)),
         "dA = 0, dB > 0": all(r["gradient_norms"][0][0] == 0 and r["gradient_norms"][0][1] > 0 for r in zero_b),
         "dA > 0 next": all(r["gradient_norms"][1][0] > 0 for r in zero_b),
         "both zero stuck": all(r["largest_parameter"] == 0 for r in stuck),
@@ -167,15 +168,36 @@ def conclude(runs: Runs) -> Outcome:
         "first steps": all(r["full_error"] < 1e-9 and r["lora_error"] < 1e-9 for r in first),
     }
     failed = [name for name, ok in checks.items() if not ok]
+    verdict = FAILS if failed else HOLDS
     change, bits = [r["largest_change"] for r in both], [r["bits_at_start"] for r in both]
-    error = max(max(r["full_error"], r["lora_error"]) for r in first)
+    error = max(_formula_errors(first))
     exact = "logits bit-equal to the base's; ∂L/∂A = 0 and ∂L/∂B ≠ 0 exactly; both zero: stuck"
     return Outcome(
         f"{'failed: ' + ', '.join(failed) if failed else exact}; both Gaussian: logits move by {mean(change):.1f}, "
         f"{mean(bits):+.2f} bits on the base's own tasks; first-step formulas to {error:.0e}",
         f"both Gaussian: ±{deviation(bits):.2f} bits",
-        FAILS if failed else HOLDS,
+        verdict,
+        key=f"{sum(_starts_as_base(r) for r in zero_b)} of {len(zero_b)} bases start bit-equal",
+        verdicts={"exact": verdict},  # also what both Gaussian do: any base would show it
+        measurements=[
+            Measurement("bit-equal to the base at the start (1: yes)", "exact", [_starts_as_base(r) for r in zero_b]),
+            Measurement("‖∂L/∂A‖ at step 0", "exact", [r["gradient_norms"][0][0] for r in zero_b]),
+            Measurement("‖∂L/∂B‖ at step 0", "exact", [r["gradient_norms"][0][1] for r in zero_b]),
+            Measurement("largest parameter at the end, both zero", "exact", [r["largest_parameter"] for r in stuck]),
+            Measurement("first-step formulas, relative error", "exact", _formula_errors(first)),
+            Measurement("largest change of a logit, both Gaussian", "strings", change),
+            Measurement("change on the base's own tasks, both Gaussian", "strings", bits, "bits"),
+        ],
     )
+
+
+def _starts_as_base(result: Result) -> bool:
+    return result["equal_float32"] and result["equal_float64"] and result["equal_merged"]
+
+
+def _formula_errors(results: list[Result]) -> list[float]:
+    """Of each base, the larger error of the two."""
+    return [max(r["full_error"], r["lora_error"]) for r in results]
 
 
 def draw(runs: Runs, figure: Any) -> None:
@@ -200,6 +222,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="zero_init",
+    short="B = 0 starts exactly as the base",
     statement="With B = 0 the adapted model starts as the base, exactly, and still learns",
     where="§4.1",
     paper="ΔW = BA is zero at the beginning of training",
