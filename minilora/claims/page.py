@@ -21,7 +21,7 @@ _STYLE = """
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 66rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: var(--paper);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
 a { color: var(--link); }
@@ -34,20 +34,22 @@ tbody th { font-weight: 600; }
 .holds { color: var(--holds); } .fails { color: var(--fails); } .noise { color: var(--noise); }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0 0 .6rem; }
 summary { cursor: pointer; padding: .65rem .9rem; font-weight: 600; }
-summary .verdict { font-weight: 400; margin-left: .5rem; }
+summary span { font-weight: 400; color: var(--soft); }
 .whole { padding: 0 .9rem .9rem; scroll-margin-top: 4rem; }
 dl { margin: 0 0 1rem; } dt { color: var(--soft); font-size: .85rem; margin-top: .7rem; } dd { margin: 0; }
-.figure { overflow-x: auto; background: #fff; border-radius: 6px; margin: 0 0 1rem; }
+.figure { overflow-x: auto; background: #fff; border-radius: 6px; margin: 0 0 1rem; padding: .5rem; }
 .figure img { display: block; width: 100%; min-width: 40rem; height: auto; }
 .missing { border: 1px solid var(--fails); border-radius: 6px; padding: .5rem .8rem; }
 .numbers td:nth-child(n+3), .numbers th:nth-child(n+3) { text-align: right; white-space: nowrap; }
-.numbers td:last-child, .numbers th:last-child { white-space: normal; }
+.numbers td:last-child { white-space: normal; min-width: 9rem; }
 .numbers { font-size: .9rem; }
 @media (max-width: 40rem) {
   .claims thead, .numbers thead { display: none; }
   .claims tr, .numbers tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .claims th, .claims td, .numbers th, .numbers td { display: block; border: 0; padding: .1rem 0; }
-  .numbers td:nth-child(n+3) { text-align: left; white-space: normal; }
+  .claims td[data-label], .numbers td { display: inline-block; margin-right: .8rem; }
+  .numbers td:empty { display: none; }
+  .numbers td:last-child { min-width: 0; }
   td[data-label]:not(:empty)::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 """
@@ -86,7 +88,7 @@ of this size.</p>
 {"".join(map(_line, rows))}</tbody>
 </table>
 <h2>Each claim whole</h2>
-{"".join(_whole(row, figures.get(row["figure"]), (failed or {}).get(row["figure"], "")) for row in rows)}
+{"".join(_whole(row, settings, figures.get(row["figure"]), (failed or {}).get(row["figure"], "")) for row in rows)}
 <p class="soft">Made by minilora {escape(__version__)}: <code>minilora reproduce</code>. The same numbers for a program
 are in claims.json, beside this file.</p>
 </body>
@@ -105,18 +107,19 @@ def _verdict(row: Row, world: str) -> str:
     return f'<span class="verdict {kind}">{sign} {escape(verdict_words(row, world))}</span>'
 
 
-def _whole(row: Row, figure: bytes | None, why: str) -> str:
-    verdicts = ", ".join(f"{world} {_verdict(row, world)}" for world in WORLDS)
+def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
+    verdicts = ", ".join(f"{world}&nbsp;{_verdict(row, world)}" for world in WORLDS)
+    spread = f". Spread: {row['spread']}" if settings.seeds > 1 else ""
     terms = (
         ("Verdict", f"{escape(row['verdict'])} ({verdicts})"),
         ("Key number", escape(row["key"])),
         (f"The paper, {row['where']}", escape(row["paper"])),
         ("Rule, fixed before the run", escape(row["rule"])),
-        ("Measured", escape(f"{row['measured']}. Spread: {row['spread']}")),
+        ("Measured", escape(f"{row['measured']}{spread}")),
     )
     words = "".join(f"<dt>{escape(term)}</dt><dd>{said}</dd>\n" for term, said in terms)
     return f"""<details>
-<summary>{escape(row["short"])}</summary>
+<summary>{escape(row["short"])} <span>{escape(row["key"])}</span></summary>
 <div class="whole" id="{escape(row["id"])}">
 <p>{escape(row["statement"])}.</p>
 {_figure(row, figure, why)}

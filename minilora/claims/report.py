@@ -146,7 +146,10 @@ def how_made(settings: Settings) -> str:
 
 def number(value: float, unit: str = "") -> str:
     """A measured value to three digits, or whole from a thousand on, with its unit."""
-    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
+    if 999.5 <= abs(value) < 1e15 or value == round(value, 0):
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:#.3g}".rstrip(".")
     return f"{text} {unit}".rstrip()
 
 

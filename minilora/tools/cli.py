@@ -393,20 +393,20 @@ def _reproduce(options: Any) -> None:
         return
     folder, settings = options.out or _REPORT, Settings(seeds, options.quick)
     columns, signs = console()
-    column = column_for([claim.short for claim in find(options.claim)], columns)
-    lines = 0
+    claims = find(options.claim)
+    column = column_for([claim.short for claim in claims], columns)
+    rows: list[Row] = []
 
     def decided(row: Row) -> None:
-        nonlocal lines
-        if not lines:
+        if not rows:
             _say(head(column, settings, signs))
+        rows.append(row)
         _say(claim_line(row, column, columns, signs))
-        lines += 1
 
-    rows = reproduce(options.claim, settings, folder, workers, decided=decided, **how)
+    reproduce(options.claim, settings, folder, workers, decided=decided, **how)
     page = folder / "report.html"
     _say(f"\n{count_verdicts(rows)}. {duration(time.perf_counter() - start)}.")
-    _say(f"Open {page}; or one claim here: minilora show {rows[0]['id']} --out {folder}")
+    _say(f"Open {page}; or one claim here: minilora show {claims[0].id} --out {folder}")
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         raise ValueError(f"No browser could be started: open {page} yourself.")
 

@@ -24,7 +24,7 @@ def width() -> int:
 
 
 def signs(encoding: str | None) -> dict[str, str]:
-    """What stands for a verdict, for none (""), and for what was cut off ("cut"): letters where signs cannot be shown."""
+    """What stands for a verdict, for none (""), and for what was cut off ("cut"); letters where there are no signs."""
     try:
         "".join(_SIGNS.values()).encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
