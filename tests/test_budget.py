@@ -271,12 +271,29 @@ def test_the_text_of_a_base_and_of_a_file_says_the_same(tmp_path):
 
 
 def test_the_text_of_the_paper_shows_every_figure_with_its_outcome():
-    text = budget_text("gpt2", paper=True)
+    short = {EXACT: "exact", AGREES: "agrees", DIFFERS: "differs", NOT_DERIVABLE: "not stated"}
+    text = budget_text("gpt2", paper=True, full=True)
     assert text.startswith("gpt2:")
     for f in FIGURES.values():
-        assert any(f.what in line and f.printed in line and f.outcome in line for line in text.splitlines())
+        outcome = "cut off" if f.cut_off else short[f.outcome]
+        assert any(f.what[:20] in line and f.printed in line and line.endswith(outcome) for line in text.splitlines())
     assert "2·12·2·768·8 = 294,912" in text and "not stated: the adapters' width" in text
     assert "digits cut off" in text
+
+
+def test_the_paper_s_figures_are_one_line_each_in_80_columns():
+    lines = budget_text(paper=True).splitlines()
+    assert max(map(len, lines)) <= 80 and max(map(len, budget_text(paper=True, full=True).splitlines())) <= 80
+    table = lines[lines.index("") + 1 : -2]
+    assert len(table) == 1 + len(paper.paper_figures()) and table[0].split() == [
+        "where", "what", "printed", "computed", "outcome",
+    ]  # fmt: skip
+    rows = {tuple(line.split()) for line in table}
+    assert ("Table", "15", "GPT-3", "LoRA", "q,v", "r", "4", "18.8M", "18.874M", "cut", "off") in rows
+    assert ("§4.2", "GPT-3", "LoRA", "memory", "350", "GB", "350.66", "GB", "agrees") in rows
+    assert ("§4.2", "GPT-3", "smaller", "checkpoint", "10,000×", "10,000×", "exact") in rows
+    assert ("abstract", "GPT-3", "less", "memory", "3×", "3.43×", "agrees") in rows
+    assert ("§4.2", "GPT-3", "faster", "training", "25", "%", "24.59", "%", "agrees") in rows
 
 
 # ---- the claim ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from minilora.tools.cli import main
 
 pytestmark = pytest.mark.numpy_only("the command line runs in processes of its own")
 
-COMMANDS = ("reproduce", "pretrain", "adapt", "generate", "merge", "budget", "info")
+COMMANDS = ("reproduce", "show", "pretrain", "adapt", "generate", "merge", "budget", "info")
 SMALL = ["--task", "upper", "--steps", "2", "--batch", "2"]
 ADAPT = ["adapt", "--base", "base.npz", *SMALL, "--r", "2", "--out", "made"]
 # what stands in these columns: the command, and what it says where every character can be shown
@@ -30,7 +30,7 @@ SAYS = {
     "adapt": (ADAPT, "parameters trained (1.87 %), scaling α/r = 1"),
     "merge": (["merge", "--base", "base.npz", "--adapter", "adapter", "--out", "x.npz"], "6,704 parameters, ΔW inside"),
     "generate": (["generate", "--base", "text.npz", "--prompt", "日本é", "--length", "0"], "日本é"),
-    "budget": (["budget", "--preset", "gpt3-175b", "--paper"], "2·96·2·12,288·4"),
+    "budget": (["budget", "--preset", "gpt3-175b", "--paper", "--full"], "2·96·2·12,288·4"),
     "info": (["info"], "backend"),
 }
 
@@ -93,9 +93,11 @@ def test_a_progress_bar_degrades_too(made):
 def test_the_report_is_printed_with_what_the_console_has(monkeypatch, tmp_path):
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", console)
-    monkeypatch.setattr(cli, "reproduce", lambda *_, show, **__: show([]) or print("ΔW ≥ α"))
+    row = {"id": "rank", "short": "ΔW", "key": "≥ α", "verdict": "holds", "verdicts": {"text": "holds"}}
+    monkeypatch.setattr(cli, "reproduce", lambda *_, decided, **__: decided(row))
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
-    assert "?W ? ?" in console.buffer.getvalue().decode("cp1252")
+    said = console.buffer.getvalue().decode("cp1252")
+    assert ". y .  ?W" in said and "? ?" in said and "y holds  n does not hold  ~ within noise  . not tested" in said
 
 
 # ---- streams that are closed -------------------------------------------------------------------------

@@ -261,10 +261,18 @@ def report(monkeypatch):
         "spread": "±0",
         "rule": "R",
         "verdict": "holds",
+        "short": "S",
+        "key": "K = 1",
+        "verdicts": {"text": "holds"},
+        "measurements": [],
     }
-    monkeypatch.setattr(
-        tools, "run_jobs", lambda jobs, *_: {tools.job_name(j): {"result": {}, "seconds": 1} for j in jobs}
-    )
+
+    def run_jobs(jobs, *rest):
+        finished = rest[-1]
+        for job in jobs:
+            finished(tools.job_name(job), {"result": {}, "seconds": 1})
+
+    monkeypatch.setattr(tools, "run_jobs", run_jobs)
     monkeypatch.setattr(
         tools, "make_row", lambda claim, *_: {"id": claim.id, **row, "figure": f"{claim.id}.png", "seconds": 1}
     )
@@ -281,16 +289,19 @@ def test_the_table_does_not_wait_for_a_picture_that_fails(report, capsys, monkey
         drawn.append(path.name)
         if path.name == "rank.png":
             raise RuntimeError("latex could not be found.")
+        path.write_bytes(b"a picture")
 
     monkeypatch.setattr(of_report, "save_figure", save)
     capsys.readouterr()
     assert report() == 2
     said = capsys.readouterr()
-    assert "verdict  HOLDS" in said.out
+    assert "· ✓ ·  S" in said.out and "K = 1" in said.out
     assert said.err.splitlines()[-1] == (
         "minilora reproduce: The table is in here, but without rank.png (latex could not be found)."
     )
     assert drawn == ["rank.png", "low_data.png"]
+    page = Path("here/report.html").read_text(encoding="utf-8")
+    assert "rank.png could not be drawn: latex could not be found." in page and "low_data.png could" not in page
 
 
 def test_the_table_is_printed_even_if_it_cannot_be_written(report, capsys, monkeypatch):
@@ -300,4 +311,4 @@ def test_the_table_is_printed_even_if_it_cannot_be_written(report, capsys, monke
     monkeypatch.setattr(tools, "write_report", full)
     assert report() == 2
     said = capsys.readouterr()
-    assert "verdict  HOLDS" in said.out and "No space left on device" in said.err
+    assert "· ✓ ·  S" in said.out and "K = 1" in said.out and "No space left on device" in said.err

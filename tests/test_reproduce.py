@@ -1,7 +1,9 @@
 """Finished runs are kept, once each; what is damaged is made again; what dies or is interrupted loses nothing else."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from made_up_report import report_rows
 
 from minilora import claims
 from minilora.claims import bases, tuning
@@ -149,6 +152,107 @@ def test_a_result_depends_on_the_base_and_its_text():
     assert made_of["base"]["text"] and made_of["base"]["steps"] and made_of["minilora"]
     assert made_of["code"] != made_of["base"]["text"]
     assert tools._made_of(("rank", {"world": "planted", "seed": 0, "r": 1}))["base"] is None
+
+
+# ---- a line as soon as a claim is decided -------------------------------------------------------------
+
+
+@pytest.fixture
+def three_claims(monkeypatch, counted):
+    """Three claims of one, two and one runs, the first of which measures time; returns what happens, in order.
+
+    The run of "one" waits for the line of "pair".
+    """
+    events = []
+
+    def note(name):
+        def run(configuration):
+            deadline = time.monotonic() + 60
+            while name == "one" and "told pair" not in events and time.monotonic() < deadline:
+                time.sleep(0.01)
+            events.append(f"run {name} {configuration['x']}")
+            return {"x": configuration["x"]}
+
+        return run
+
+    runs = {"slow": [1], "pair": [1, 2], "one": [3]}
+    made = []
+    for name, numbers in runs.items():
+        monkeypatch.setitem(claims.SHARED, name, Experiment(note(name), alone=name == "slow"))
+        asked = [{"experiment": name, "x": x} for x in numbers]
+        made.append(dataclasses.replace(claims.CLAIMS[0], id=name, configurations=lambda _, asked=asked: asked))
+    monkeypatch.setattr(tools, "find", lambda names: made)
+    monkeypatch.setattr(tools, "check_figures", lambda: None)
+    monkeypatch.setattr(
+        tools, "make_row", lambda claim, runs, *_: {**report_rows()[0], "id": claim.id, "figure": f"{claim.id}.png"}
+    )
+    monkeypatch.setattr(tools, "draw_figures", lambda *_: {f"{name}.png": "no matter" for name in runs})
+    return events
+
+
+def test_a_claim_is_told_as_soon_as_its_last_run_is_finished(three_claims, tmp_path):
+    def told(fresh=False):
+        three_claims.clear()
+        with pytest.raises(ValueError, match=r"without slow\.png"):
+            tools.reproduce(
+                [], Settings(1), tmp_path, 1, fresh=fresh, decided=lambda row: three_claims.append(f"told {row['id']}")
+            )
+        return list(three_claims)
+
+    first = told()
+    assert first == [
+        "run pair 1", "run pair 2", "told pair", "run one 3", "told one", "run slow 1", "told slow",
+    ]  # fmt: skip
+    assert told() == ["told slow", "told pair", "told one"]  # what finished before is told at once
+    report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
+    assert report["schema"] == 2 and [row["id"] for row in report["claims"]] == ["slow", "pair", "one"]
+    assert told(fresh=True) == first
+
+
+def test_a_reader_who_has_gone_costs_no_report(three_claims, tmp_path):
+    def gone(row):
+        three_claims.append(f"told {row['id']}")
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        tools.reproduce([], Settings(1), tmp_path, 1, decided=gone)
+    assert len([event for event in three_claims if event.startswith("run")]) == 4
+    assert len([event for event in three_claims if event.startswith("told")]) == 1
+    assert (tmp_path / "claims.json").exists() and (tmp_path / "report.html").exists()
+
+
+def test_the_lines_do_not_stand_within_the_bar(three_claims, tmp_path, monkeypatch, capfd):
+    def say(row):
+        print(f"line of {row['id']}", flush=True)
+        three_claims.append(f"told {row['id']}")
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(tools.sys, "stdout", sys.stderr)  # one terminal shows both
+        with pytest.raises(ValueError, match=r"without slow\.png"):
+            tools.reproduce([], Settings(1), tmp_path, 1, decided=say)
+    shown = re.split(r"[\r\n]", capfd.readouterr().err)
+    assert {"line of slow", "line of pair", "line of one"} < set(shown)
+
+
+def test_reproduce_prints_the_head_once_the_lines_and_the_page_to_open(tmp_path, monkeypatch, capsys):
+    from minilora.tools import cli
+
+    opened = []
+    rows = [row for row in report_rows() if row["id"] in ("rank", "low_data")]
+    monkeypatch.setattr(cli, "reproduce", lambda *_, decided, **__: [decided(row) for row in rows])
+    monkeypatch.setattr(cli.webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["reproduce", "--claim", "rank", "low_data", "--out", str(tmp_path), "--open"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("✓ holds  ✗ does not hold") and lines[1].startswith("s t e  ")
+    assert lines[2].startswith("✓ ✗ ✓  ") and lines[3].startswith("~ ✗ ✓  ") and lines[4] == ""
+    assert lines[5].startswith("2 claims: 1 holds, 1 within noise. ") and lines[5].endswith(" s.")
+    assert lines[6] == f"Open {tmp_path / 'report.html'}; or one claim here: minilora show rank --out {tmp_path}"
+    assert opened == [(tmp_path / "report.html").as_uri()]
+    assert main(command) == 2
+    assert "No browser could be started: open" in capsys.readouterr().err
 
 
 # ---- workers that die --------------------------------------------------------------------------------

@@ -1,20 +1,39 @@
-"""From finished runs to rows: claims.json, claims.md, the figures, and the table on the terminal."""
+"""From finished runs to rows, and to what a report is in files: claims.json, claims.md, report.html and the figures."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..interop.files import write_text
-from .claim import ILLUSTRATION, Claim, Runs, Settings
+from ..interop.files import read_json, write_text
+from .claim import FAILS, HOLDS, ILLUSTRATION, NOISE, WORLDS, Claim, Runs, Settings
 from .figures import save_figure
 
 Row = dict[str, Any]
 SCHEMA = 2  # of claims.json, which docs/report.md describes; the first had words only
+# What every row holds, and every measurement of it, as JSON gives it back
+_ROW: dict[str, Any] = {
+    **dict.fromkeys(("id", "short", "statement", "where", "paper", "measured", "spread", "rule"), str),
+    **dict.fromkeys(("verdict", "key", "figure"), str),
+    "verdicts": dict,
+    "measurements": list,
+    "seconds": (int, float),
+}
+_MEASUREMENT: dict[str, Any] = {
+    **dict.fromkeys(("name", "world", "unit"), str),
+    "value": (int, float),
+    "deviation": (int, float, type(None)),
+    "n": int,
+    "values": list,
+}
+# A verdict as the narrow columns of a table say it; of a world that is missing, NOT_TESTED
+VERDICT_WORDS = {HOLDS: "holds", FAILS: "does not hold", NOISE: "within noise", ILLUSTRATION: "not decided"}
+NOT_TESTED = "not tested"
 
 
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
@@ -42,8 +61,9 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
 
 
 def report_files(folder: Path, claims: Sequence[Claim]) -> list[Path]:
-    """Everything that a report of these claims writes: the table twice, and a figure each."""
-    return [folder / "claims.json", folder / "claims.md", *(folder / f"{claim.id}.png" for claim in claims)]
+    """Everything that a report of these claims writes: the table three times, and a figure each."""
+    tables = [folder / name for name in ("claims.json", "claims.md", "report.html")]
+    return [*tables, *(folder / f"{claim.id}.png" for claim in claims)]
 
 
 def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
@@ -54,52 +74,117 @@ def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
     write_text(folder / "claims.md", markdown(rows, settings))
 
 
-def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -> None:
-    """Write every claim's figure into `folder`.
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of the claims.json in `folder`.
 
-    One that fails stops no other: `ValueError` names them all at the end.
+    Raises `ValueError` where there is none, or where it was made by a minilora that wrote other rows.
     """
-    failed = []
+    path = folder / "claims.json"
+    if not path.exists():
+        raise ValueError(f"There is no report in {folder}: make one with minilora reproduce --out {folder}.")
+    report = read_json(path, ValueError)
+    if report.get("schema") != SCHEMA or not _fits(report, {"claims": list}) or not all(map(_is_row, report["claims"])):
+        raise ValueError(
+            f"{path} is no report of this version of minilora: make it anew with minilora reproduce --out {folder}."
+        )
+    rows: list[Row] = report["claims"]
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        _fits(row, _ROW)
+        and all(isinstance(verdict, str) for verdict in row["verdicts"].values())
+        and all(_fits(measurement, _MEASUREMENT) for measurement in row["measurements"])
+    )
+
+
+def _fits(value: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name, ...), kind) for name, kind in kinds.items())
+
+
+def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -> dict[str, str]:
+    """Write every claim's figure into `folder`; returns those that failed, each with why. One stops no other."""
+    failed = {}
     for claim in claims:
+        name = f"{claim.id}.png"
         try:
-            save_figure(folder / f"{claim.id}.png", partial(claim.draw, runs[claim.id]))
+            save_figure(folder / name, partial(claim.draw, runs[claim.id]))
         except Exception as error:  # a drawing may fail in any way
-            failed.append(f"{claim.id}.png ({str(error).rstrip('.') or type(error).__name__})")
-    if failed:
-        raise ValueError(f"The table is in {folder}, but without {', '.join(failed)}.")
+            failed[name] = str(error).rstrip(".") or type(error).__name__
+    return failed
+
+
+# ---- words -------------------------------------------------------------------------------------------
+
+
+def verdict_words(row: Row, world: str) -> str:
+    """What came out in a world, in two or three words."""
+    verdict = row["verdicts"].get(world, NOT_TESTED)
+    return VERDICT_WORDS.get(verdict, verdict)
+
+
+def count_verdicts(rows: Sequence[Row]) -> str:
+    """ "14 claims: 12 hold, 2 within noise", by each claim's own verdict."""
+    counts = Counter(row["verdict"] for row in rows)
+    words = {HOLDS: ("holds", "hold"), FAILS: ("does not hold at this scale", "do not hold at this scale")}
+    parts = []
+    for verdict in (HOLDS, FAILS, NOISE, ILLUSTRATION):
+        if n := counts[verdict]:
+            parts.append(f"{n} {words.get(verdict, (VERDICT_WORDS[verdict],) * 2)[n > 1]}")
+    return f"{len(rows)} claim{'s' if len(rows) != 1 else ''}: {', '.join(parts)}"
+
+
+def how_made(settings: Settings) -> str:
+    """A sentence or two on what stands behind the numbers."""
+    bases = f"{settings.seeds} base{'s' if settings.seeds > 1 else ''}"
+    if settings.quick:
+        decides = f"{bases} decide{'s' if settings.seeds == 1 else ''} nothing"
+        return f"A quick run: {decides}, except where a claim is an equality. Take the numbers as a first look."
+    return f"A full run, {bases} behind every stochastic number; ± is the sample standard deviation over them."
+
+
+def number(value: float, unit: str = "") -> str:
+    """A measured value to three digits, or whole from a thousand on, with its unit."""
+    if 999.5 <= abs(value) < 1e15 or value == round(value, 0):
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:#.3g}".rstrip(".")
+    return f"{text} {unit}".rstrip()
+
+
+def measurement_cells(measurement: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    """Name, world, mean with its unit, ± deviation (nothing for a single value), and n."""
+    m, spread = measurement, measurement["deviation"]
+    deviation = "" if spread is None else f"±{spread:.2g}" if spread < 100 else f"±{number(spread)}"
+    return m["name"], m["world"], number(m["value"], m["unit"]), deviation, str(m["n"])
 
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:
-    """The table, the rules below it, and the figures."""
-    kind, flag = ("a quick run", " --quick") if settings.quick else ("a full run", "")
+    """The table with a line for each claim, and each claim whole below it, with its figure."""
+    flag = " --quick" if settings.quick else ""
     lines = [
         "# Claims, measured",
         "",
-        f"minilora {__version__}, {kind}, {settings.seeds} base{'s' if settings.seeds > 1 else ''} behind every "
-        f"stochastic number; ± is the sample standard deviation. Made by `minilora reproduce{flag}`.",
+        f"minilora {__version__}. {how_made(settings)} Made by `minilora reproduce{flag}`.",
         "",
-        "| claim | paper | measured | spread | verdict |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {r['statement']} ({r['where']}) | {r['paper']} | {r['measured']} | {r['spread']} | **{r['verdict']}** |"
-            for r in rows
+        *_markdown_table(
+            ("claim", "key number", *WORLDS),
+            [(r["short"], r["key"], *(verdict_words(r, world) for world in WORLDS)) for r in rows],
         ),
-        "",
     ]
-    for row in rows:
-        lines += [f"## {row['statement']}", "", f"Rule, fixed before the run: {row['rule']}.", ""]
-        lines += [f"![{row['statement']}]({row['figure']})", ""]
+    for r in rows:
+        lines += [f"## {r['statement']}", "", f"**{r['verdict']}** ({r['where']}): {r['key']}.", ""]
+        lines += [f"- The paper: {r['paper']}", f"- Rule, fixed before the run: {r['rule']}"]
+        lines += [f"- Measured: {r['measured']}", *([f"- Spread: {r['spread']}"] if settings.seeds > 1 else []), ""]
+        if r["measurements"]:
+            header = ("number", "world", "mean", "±", "n")
+            lines += _markdown_table(header, [measurement_cells(m) for m in r["measurements"]])
+        lines += [f"![{r['statement']}]({r['figure']})", ""]
     return "\n".join(lines)
 
 
-def table(rows: Sequence[Row], width: int = 100) -> str:
-    """claim · paper · measured ± spread · verdict, for a terminal."""
-    import textwrap
-
-    parts = []
-    for row in rows:
-        parts.append(f"{row['statement']}  [{row['where']}]")
-        for label, text in (("paper", row["paper"]), ("measured", row["measured"]), ("spread", row["spread"])):
-            parts += textwrap.wrap(text, width, initial_indent=f"  {label:<9}", subsequent_indent=" " * 11)
-        parts += [f"  verdict  {row['verdict'].upper()}", ""]
-    return "\n".join(parts).rstrip()
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:], ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,12 +21,23 @@ from ..budget import (
     shape_of,
 )
 from ..claims.bases import base_configuration
-from ..claims.paper_figures import OUTCOMES, PaperFigure, paper_figures
+from ..claims.paper_figures import (
+    AGREES,
+    DIFFERS,
+    EXACT,
+    NOT_DERIVABLE,
+    OUTCOMES,
+    PaperFigure,
+    paper_figures,
+    read_printed,
+)
 from ..data import PRINTABLE
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_model
 
 _SIZES = ("context_length", "d_model", "n_layers", "n_heads")
+_WIDTH = 80  # columns of a terminal that is never wider
+_SHORT = {EXACT: "exact", AGREES: "agrees", DIFFERS: "differs", NOT_DERIVABLE: "not stated"}
 _RIVAL = 16  # vectors of a prompt or prefix, and width of adapters, for comparison
 
 
@@ -37,12 +49,14 @@ def budget_text(
     batch: int = 1,
     time: int | None = None,
     paper: bool = False,
+    full: bool = False,
 ) -> str:
     """The tables of one model, of the paper's figures, or of both, ready to print.
 
     preset_name: one of `budget.PRESETS`; base: "strings", "text" or a file of `minilora pretrain`. time: positions,
-    the whole context unless given. Bytes are decimal: 1 MB is 1,000,000 bytes. Raises `ValueError` for an unknown
-    name, both or neither model (unless `paper`), or settings that the model cannot have.
+    the whole context unless given. full: below each of the
+    paper's figures its formula and a note. Bytes are decimal: 1 MB is 1,000,000 bytes. Raises `ValueError` for an
+    unknown name, both or neither model (unless `paper`), or settings that the model cannot have.
     """
     if preset_name is not None and base is not None:
         raise ValueError("Give one model: --preset or --base, not both.")
@@ -51,7 +65,7 @@ def budget_text(
         shape = preset(preset_name) if preset_name is not None else _shape_of_base(str(base))
         parts.append(_model_text(shape, r, targets, batch, shape.context if time is None else time))
     if paper:
-        parts.append(_paper_text(paper_figures()))
+        parts.append(_paper_text(paper_figures(), full))
     if not parts:
         raise ValueError("Say whose budget to print: --preset NAME, --base FILE, or --paper.")
     return "\n\n".join(parts)
@@ -108,17 +122,49 @@ def _model_text(shape: ModelShape, r: int, targets: Sequence[str], batch: int, t
     )
 
 
-def _paper_text(figures: Sequence[PaperFigure]) -> str:
+def _paper_text(figures: Sequence[PaperFigure], full: bool) -> str:
     counts = ", ".join(f"{outcome}: {sum(f.outcome == outcome for f in figures)}" for outcome in OUTCOMES)
-    rows = [(f.where, f"{f.what} {f.setting}".strip(), f.printed, f.outcome) for f in figures]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [f"The paper's {len(figures)} counts and sizes. {counts}.", ""]
-    for figure, row in zip(figures, rows, strict=True):
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([*cells, _arithmetic(figure)]))
-        if figure.note:
-            lines.append(" " * (widths[0] + 4) + f"({figure.note})")
+    cut_off = sum(f.cut_off for f in figures)
+    lines = textwrap.wrap(
+        f"The paper's {len(figures)} counts and sizes, beside the arithmetic that it states. {counts}. Of those that "
+        f"differ, {cut_off} do because digits were cut off instead of rounded.",
+        _WIDTH,
+    )
+    rows = [("where", "what", "printed", "computed", "outcome")]
+    rows += [(f.where, f"{f.what} {f.setting}".strip(), f.printed, _in_its_unit(f), _in_short(f)) for f in figures]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths[1] = min(widths[1], _WIDTH - sum(widths) + widths[1] - 8)
+    lines.append("")
+    for figure, row in zip((None, *figures), rows, strict=True):
+        what = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 3] + "..."
+        lines.append(
+            f"{row[0]:<{widths[0]}}  {what:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[4]}"
+        )
+        if full and figure is not None:
+            note = f" ({figure.note})" if figure.note else ""
+            indent = " " * 4
+            lines += textwrap.wrap(
+                _arithmetic(figure) + note, _WIDTH, initial_indent=indent, subsequent_indent=indent * 2
+            )
+    if not full:
+        lines += ["", "The formula of each, and what would fit where none is stated: --paper --full."]
     return "\n".join(lines)
+
+
+def _in_short(figure: PaperFigure) -> str:
+    return "cut off" if figure.cut_off else _SHORT[figure.outcome]
+
+
+def _in_its_unit(figure: PaperFigure) -> str:
+    """The computed value in the unit of the printed one, with two more decimals; or exactly, where it is that."""
+    if figure.computed is None:
+        return "-"
+    if figure.outcome == EXACT:
+        return figure.printed
+    digits = figure.printed.rstrip("MGTB%× ")
+    unit = figure.printed[len(digits) :]
+    decimals = len(digits.partition(".")[2]) + 2
+    return f"{float(figure.computed / read_printed(f'1{unit}')[0]):,.{decimals}f}{unit}"
 
 
 def _arithmetic(figure: PaperFigure) -> str:

@@ -1,4 +1,4 @@
-"""The command line, `minilora`: demo, tasks, reproduce, pretrain, adapt, generate, merge, budget, info."""
+"""The command line, `minilora`: demo, tasks, reproduce, show, pretrain, adapt, generate, merge, budget, info."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 import warnings
+import webbrowser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,10 @@ import numpy as np
 from .. import __version__
 from ..backend import backend_name, device_count, use_backend
 from ..budget import PRESETS
-from ..claims import CLAIMS, tuning
+from ..claims import CLAIMS, find, tuning
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
-from ..claims.report import table
+from ..claims.report import Row, count_verdicts, read_rows
 from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, english_text, fixed, read_text, seeded, split, windows
 from ..generate import generate_text
 from ..gpt import GPT, GPTConfig
@@ -41,6 +42,7 @@ from .budget import budget_text
 from .demo import demo, tasks_text
 from .device_report import device_report
 from .reproduce import reproduce, tune
+from .screen import claim_line, claim_whole, column_for, console, duration, find_row, head
 from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
@@ -232,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "reproduce",
         _reproduce,
-        "Run the paper's claims; write figures, claims.json and claims.md; print the table.",
+        "Run the paper's claims; print a line for each as it is decided; write a page, figures and numbers.",
         "minilora reproduce --quick --claim zero_init rank",
     )
     sub.add_argument("--quick", action="store_true", help="one base and fewer runs: a first look, no verdicts")
@@ -250,11 +252,21 @@ def _parser() -> argparse.ArgumentParser:
         "a network you trust)",
     )
     sub.add_argument("--fresh", action="store_true", help="run everything again, whatever finished before")
+    sub.add_argument("--open", action="store_true", help="open report.html in the browser at the end")
     sub.add_argument(
         "--tune",
         action="store_true",
         help="instead of the claims: choose each method's learning rate anew, on a base of its own",
     )
+
+    sub = command(
+        "show",
+        _show,
+        "One claim whole, from the report of reproduce: what the paper says, the rule, every number, the verdicts.",
+        "minilora show rank",
+    )
+    sub.add_argument("claim", metavar="NAME", help="the claim")
+    sub.add_argument("--out", type=Path, default=_REPORT, help=f"folder of the report ({_REPORT})")
 
     sub = command(
         "pretrain",
@@ -333,6 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, help="sequences a step, for the activations (1)")
     sub.add_argument("--time", type=int, help="positions of each (the whole context)")
     sub.add_argument("--paper", action="store_true", help="the paper's own figures, each beside its arithmetic")
+    sub.add_argument("--full", action="store_true", help="with --paper: the formula and a note below each figure")
 
     command(
         "info",
@@ -378,7 +391,8 @@ def _training_options(
 
 def _reproduce(options: Any) -> None:
     if options.tune:
-        _refuse_given(options, ("claim", "seeds", "quick", "out"), "is of a report, which --tune does not make.")
+        of_report = ("claim", "seeds", "quick", "out", "open")
+        _refuse_given(options, of_report, "is of a report, which --tune does not make.")
     if options.scheduler is not None:
         _refuse_given(options, ("workers",), "is of processes here; with --scheduler, Dask's workers run.")
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
@@ -391,16 +405,28 @@ def _reproduce(options: Any) -> None:
         path = tune(workers, **how)
         _say(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
-    folder = options.out or _REPORT
-    reproduce(
-        options.claim,
-        Settings(seeds, options.quick),
-        folder,
-        workers,
-        show=lambda rows: _say(table(rows)),
-        **how,
-    )
-    _say(f"\n{time.perf_counter() - start:.0f} s. Figures, claims.json and claims.md are in {folder}.")
+    folder, settings = options.out or _REPORT, Settings(seeds, options.quick)
+    columns, signs = console()
+    claims = find(options.claim)
+    column = column_for([claim.short for claim in claims], columns)
+    rows: list[Row] = []
+
+    def decided(row: Row) -> None:
+        if not rows:
+            _say(head(column, settings, signs))
+        rows.append(row)
+        _say(claim_line(row, column, columns, signs))
+
+    reproduce(options.claim, settings, folder, workers, decided=decided, **how)
+    page = folder / "report.html"
+    _say(f"\n{count_verdicts(rows)}. {duration(time.perf_counter() - start)}.")
+    _say(f"Open {page}; or one claim here: minilora show {claims[0].id} --out {folder}")
+    if options.open and not webbrowser.open(page.resolve().as_uri()):
+        raise ValueError(f"No browser could be started: open {page} yourself.")
+
+
+def _show(options: Any) -> None:
+    _say(claim_whole(find_row(read_rows(options.out), options.claim), options.out, *console()))
 
 
 def _pretrain(options: Any) -> None:
@@ -503,7 +529,9 @@ def _budget(options: Any) -> None:
         settings["targets"] = _names("targets", options.targets)
     if options.preset is None and options.base is None:
         _refuse_given(options, tuple(settings), "is of a model: say which, with --preset or --base.")
-    _say(budget_text(options.preset, options.base, paper=options.paper, **settings))
+    if not options.paper:
+        _refuse_given(options, ("full",), "is of the paper's figures: say --paper too.")
+    _say(budget_text(options.preset, options.base, paper=options.paper, full=options.full, **settings))
 
 
 def _info(options: Any) -> None:

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
 from ..claims.bases import SHIPPED, base_configuration, computed_by, follow, load_base, text_digest
-from ..claims.claim import Configuration, Result, Runs, Settings
+from ..claims.claim import Claim, Configuration, Result, Runs, Settings
 from ..claims.figures import check_figures
+from ..claims.page import write_page
 from ..claims.report import Row, draw_figures, make_row, report_files, write_report
 from ..interop.files import check_output
 from ..interop.store import check_keeping, keep_result, kept_result, key
@@ -35,16 +36,17 @@ def reproduce(
     *,
     scheduler: str | None = None,
     fresh: bool = False,
-    show: Callable[[list[Row]], None] = lambda rows: None,
+    decided: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Run the claims named (all where none is), write claims.json, claims.md and figures, return the rows.
+    """Run the claims named (all where none is), write claims.json, claims.md, figures and report.html, return the rows.
 
     Runs that finished before are read, unless `fresh`. `scheduler` is the address of a Dask scheduler whose workers
-    run them in the place of `workers` processes here; what measures time always runs here, alone. `show(rows)` is
-    called before a figure is drawn, and whether or not the files can be written.
+    run them in the place of `workers` processes here; what measures time always runs here, alone. `decided(row)` is
+    called as soon as the last run of a claim is there, at once for a claim whose runs all finished before; if it fails,
+    the report is made all the same, and then its error is raised.
     Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer, a folder
     or a cache that cannot be written, or where no figure can be drawn: before anything runs; and at the end for a
-    figure that failed.
+    figure that failed, which report.html names too.
     """
     claims = find(names)
     if settings.seeds < 1:
@@ -55,19 +57,41 @@ def reproduce(
     jobs = {claim.id: [(experiment_of(claim, c), c) for c in claim.configurations(settings)] for claim in claims}
     asked = {job_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
     everything = [job for of_claim in jobs.values() for job in of_claim]
-    results = run_jobs(everything, workers, scheduler, fresh, lambda job: asked[job_name(job)])
+    results: dict[str, dict[str, Any]] = {}
+    waiting = {claim.id: {job_name(job) for job in jobs[claim.id]} for claim in claims}
     runs: dict[str, Runs] = {}
-    rows = []
-    for claim in claims:
+    rows: dict[str, Row] = {}
+    unsaid: list[Exception] = []
+
+    def conclude(claim: Claim) -> None:
         mine = [(job[1], results[job_name(job)]) for job in jobs[claim.id]]
         runs[claim.id] = [(c, kept["result"]) for c, kept in mine]
-        rows.append(make_row(claim, runs[claim.id], settings, sum(kept["seconds"] for _, kept in mine)))
-    try:
-        write_report(folder, rows, settings)
-    finally:
-        show(rows)
-    draw_figures(folder, claims, runs)
-    return rows
+        rows[claim.id] = make_row(claim, runs[claim.id], settings, sum(kept["seconds"] for _, kept in mine))
+        if not unsaid:
+            try:
+                with tqdm.external_write_mode():  # a bar makes way for the line, and comes back below it
+                    decided(rows[claim.id])
+            except (OSError, ValueError) as error:  # as where nobody reads any more; the runs go on
+                unsaid.append(error)
+
+    def finished(name: str, kept: dict[str, Any]) -> None:
+        results[name] = kept
+        for claim in claims:
+            waiting[claim.id].discard(name)
+            if not waiting[claim.id] and claim.id not in rows:
+                conclude(claim)
+
+    run_jobs(everything, workers, scheduler, fresh, lambda job: asked[job_name(job)], finished)
+    in_order = [rows[claim.id] for claim in claims]
+    write_report(folder, in_order, settings)
+    failed = draw_figures(folder, claims, runs)
+    write_page(folder, in_order, settings, failed)
+    if unsaid:
+        raise unsaid[0]
+    if failed:
+        without = ", ".join(f"{name} ({why})" for name, why in failed.items())
+        raise ValueError(f"The table is in {folder}, but without {without}.")
+    return in_order
 
 
 def tune(workers: int, *, scheduler: str | None = None, fresh: bool = False) -> Path:
@@ -88,11 +112,13 @@ def run_jobs(
     scheduler: str | None = None,
     fresh: bool = False,
     label: Callable[[Job], str] = lambda job: job[0],
+    finished: Callable[[str, dict[str, Any]], None] = lambda name, kept: None,
 ) -> dict[str, dict[str, Any]]:
     """Name of each job -> {"result", "seconds"}: what was kept, and the rest run now and kept as it finishes.
 
     Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. `label` is
-    what the progress bar says of a job. Raises `ValueError` where runs are left whose results could not be kept, and
+    what the progress bar says of a job. `finished(name, kept)` is called at once for each that was kept, and for each
+    other when it has finished. Raises `ValueError` where runs are left whose results could not be kept, and
     `WorkerDiedError`, once the rest has finished, where a worker died twice.
     """
     if workers < 1:
@@ -102,6 +128,8 @@ def run_jobs(
     unique = {job_name(job): job for job in jobs}
     results = {} if fresh else {name: kept for name, job in unique.items() if (kept := kept_result(_made_of(job)))}
     left = {name: job for name, job in unique.items() if name not in results}
+    for name, kept in results.items():
+        finished(name, kept)
     if not left:
         return results
     together = [job for job in left.values() if not experiment(job[0]).alone]
@@ -113,6 +141,7 @@ def run_jobs(
     def keep(job: Job, kept: dict[str, Any]) -> None:
         keep_result(_made_of(job), kept)
         results[job_name(job)] = kept
+        finished(job_name(job), kept)
 
     bases = sorted({tuple(job[1]["base"]) for job in left.values() if "base" in job[1]})
     bases = [base for base in bases if base[1] != SHIPPED]

@@ -1,0 +1,123 @@
+"""The report on a terminal: a line a claim while `minilora reproduce` runs, and one claim whole for `minilora show`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..claims.claim import FAILS, HOLDS, NOISE, WORLDS, Settings
+from ..claims.report import Row, measurement_cells, verdict_words
+from .console import paint
+
+_SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", "": "·", "cut": "…"}
+_LETTERS = {HOLDS: "y", FAILS: "n", NOISE: "~", "": ".", "cut": "..."}
+_COLOURS = {HOLDS: "green", FAILS: "red"}
+_MARKS = 7  # columns: a mark and a space for each world, and one more space
+
+
+def width() -> int:
+    """The columns of the terminal; 80 where nobody knows."""
+    return shutil.get_terminal_size().columns
+
+
+def signs(encoding: str | None) -> dict[str, str]:
+    """What stands for a verdict, for none (""), and for what was cut off ("cut"); letters where there are no signs."""
+    try:
+        "".join(_SIGNS.values()).encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return _LETTERS
+    return _SIGNS
+
+
+def head(column: int, settings: Settings, shown: dict[str, str]) -> str:
+    """Two lines that say what the marks and columns below are; a quick run has one more, on what it decides."""
+    none = "not tested, or not decided" if settings.quick else "not tested"
+    marks = f"{shown[HOLDS]} holds  {shown[FAILS]} does not hold  {shown[NOISE]} within noise  {shown['']} {none}"
+    names = f"{'s t e  on (s)trings, on (t)ext, (e)xact':<{_MARKS + column}}  key number"
+    bases = "One base decides" if settings.seeds == 1 else f"{settings.seeds} bases of a quick run decide"
+    quick = [f"{bases} nothing but what is exact: take the numbers as a first look."] if settings.quick else []
+    return "\n".join([*quick, marks, names])
+
+
+def column_for(shorts: Sequence[str], columns: int) -> int:
+    """How wide the claims' short forms may be, on a terminal of so many columns: at most half of what there is."""
+    return min(max(map(len, shorts)), (columns - _MARKS) // 2)
+
+
+def claim_line(row: Row, column: int, columns: int, shown: dict[str, str]) -> str:
+    """A mark for each world, the short form and the key number, in one line of at most `columns`."""
+    marks = []
+    for world in WORLDS:
+        verdict = row["verdicts"].get(world, "")
+        mark = shown.get(verdict, shown[""])
+        marks.append(paint(mark, _COLOURS[verdict]) if verdict in _COLOURS else mark)
+    short = cut(row["short"], column, shown["cut"])
+    return f"{' '.join(marks)}  {short:<{column}}  {cut(row['key'], columns - _MARKS - column - 2, shown['cut'])}"
+
+
+def cut(text: str, most: int, sign: str) -> str:
+    """The text if it has at most so many characters, else its beginning and the sign."""
+    return text if len(text) <= most else text[: max(most - len(sign), 0)].rstrip() + sign
+
+
+def duration(seconds: float) -> str:
+    """In the words of a clock on the wall: "45 s", "12 min 5 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def find_row(rows: Sequence[Row], name: str) -> Row:
+    """The row of that claim. `ValueError` for one that the report does not have."""
+    for row in rows:
+        if row["id"] == name:
+            return row
+    raise ValueError(f"The report has no claim {name!r}; it has: {', '.join(row['id'] for row in rows)}.")
+
+
+def claim_whole(row: Row, folder: Path, columns: int, shown: dict[str, str]) -> str:
+    """All that the report in `folder` says of a claim, in lines of at most `columns`."""
+    parts = textwrap.wrap(f"{row['statement']} ({row['where']})", columns)
+    parts.append("")
+    for label, text in (
+        ("key number", row["key"]),
+        ("paper", row["paper"]),
+        ("rule", row["rule"]),
+        ("measured", row["measured"]),
+        ("spread", row["spread"]),
+        ("verdict", row["verdict"]),
+    ):
+        parts += _labelled(label, text, columns)
+    for world in WORLDS:
+        parts.append(f"{world:>10}  {shown.get(row['verdicts'].get(world, ''), shown[''])} {verdict_words(row, world)}")
+    parts += _labelled("figure", str(folder / row["figure"]), columns)
+    if row["measurements"]:
+        parts += ["", *_numbers(row, columns)]
+    return "\n".join(parts)
+
+
+def _labelled(label: str, text: str, columns: int) -> list[str]:
+    return textwrap.wrap(
+        text, columns, initial_indent=f"{label:>10}  ", subsequent_indent=" " * 12, break_on_hyphens=False
+    )
+
+
+def _numbers(row: Row, columns: int) -> list[str]:
+    """The measurements as a table; a long name goes on in the next line."""
+    cells = [("number", "world", "mean", "±", "n"), *map(measurement_cells, row["measurements"])]
+    widths = [max(len(line[place]) for line in cells) for place in range(5)]
+    widths[0] = max(min(widths[0], columns - sum(widths[1:]) - 8), 10)
+    lines = []
+    for name, world, mean, deviation, n in cells:
+        first, *more = textwrap.wrap(name, widths[0], subsequent_indent="  ")
+        right = f"{mean:>{widths[2]}}  {deviation:>{widths[3]}}  {n:>{widths[4]}}"
+        lines.append(f"{first:<{widths[0]}}  {world:<{widths[1]}}  {right}")
+        lines += more
+    return lines
+
+
+def console() -> tuple[int, dict[str, str]]:
+    """The columns of standard output, and the signs that it can show."""
+    return width(), signs(sys.stdout.encoding)
