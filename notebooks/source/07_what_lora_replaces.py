@@ -68,7 +68,9 @@ methods = {
     "prefix 8": ("prefix 8", SKY),
     "adapters 4": ("adapter-h 4", ORANGE),
 }
-runs = {name: adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method)) for name, (method, _) in methods.items()}
+runs = {
+    name: adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method)) for name, (method, _) in methods.items()
+}
 figure, ax = plt.subplots(figsize=(8.5, 3.4))
 for (name, (_, color)), result in zip(methods.items(), runs.values(), strict=True):
     ax.plot(result["trainable"], 100 * result["accuracy"], "o", markersize=9, color=color, label=name)

@@ -170,7 +170,9 @@ for name, (path, _) in paths.items():
 # %%
 examples = (16, 64, 256)
 few = {
-    method: [adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method, examples=n))["accuracy"] for n in examples]
+    method: [
+        adapt_and_examine(adaptation("strings", SHIPPED, "revupper", method, examples=n))["accuracy"] for n in examples
+    ]
     for method in ("full", "lora q,v 8")
 }
 figure, ax = plt.subplots(figsize=(8.5, 3))
