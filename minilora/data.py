@@ -81,13 +81,16 @@ def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
     What looks like known characters becomes those: curly quotes straight ones, dashes "-", "é" "e", "…" three dots.
     Accents and marks of their own that cannot be seen alone go; what is like nothing becomes "?".
     """
-    known, counts, likeness = set(vocabulary.characters), Counter(text), {}
+    known, counts = set(vocabulary.characters), Counter(text)
+    likeness: dict[str, str] = {}
     for character in counts.keys() - known:
         parts = unicodedata.normalize("NFKD", _LIKENESS.get(character, character))
         seen = [part for part in parts if unicodedata.category(part) not in ("Mn", "Me", "Cf")]
         like = "".join(_LIKENESS.get(part, part) for part in seen)
         likeness[character] = like if known.issuperset(like) else "?"
-    return text.translate(str.maketrans(likeness)), sum(counts[character] for character in likeness)
+    return text.translate({ord(c): like for c, like in likeness.items()}), sum(
+        counts[character] for character in likeness
+    )
 
 
 # ---- text --------------------------------------------------------------------------------------------

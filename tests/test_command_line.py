@@ -1,6 +1,8 @@
 """The command line as a user meets it: what it makes, what it refuses, what an interruption leaves."""
 
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,10 +89,168 @@ def test_info_and_help_show_what_they_should(capsys):
     out = capsys.readouterr().out
     for word in ("minilora", "Python", "NumPy", "BLAS", "thread", "backend", "cache"):
         assert word in out
-    for command in ("reproduce", "pretrain", "adapt", "generate", "merge", "budget", "info"):
+    for command in ("demo", "tasks", "reproduce", "pretrain", "adapt", "generate", "merge", "budget", "info"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0 and f"example:\n  minilora {command}" in capsys.readouterr().out
+
+
+def test_minilora_alone_shows_its_help_and_where_to_start(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: minilora") and "minilora demo" in said.out and said.err == ""
+
+
+def test_the_example_of_info_runs_for_everyone():
+    example = next(
+        sub.epilog.splitlines()[-1].split()[1:]
+        for action in cli._parser()._actions
+        for name, sub in (action.choices or {}).items()
+        if name == "info"
+    )
+    assert main(example) == 0
+
+
+# ---- samples -----------------------------------------------------------------------------------------
+
+
+def test_adapt_shows_three_held_out_answers_before_and_after(base, capsys):
+    capsys.readouterr()
+    assert adapt(base, "--lr", "0.1") == 0
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines() if re.match(r"  2[a-p]{4,8}> ", line)]
+    assert len(rows) == 3 and all(right == asked[1:-1].upper() for asked, right, *_ in rows)
+    held_out = cli.fixed(cli.string_draw(("upper",), 256, held_out=True), 2)[0][0]
+    assert [asked[:-1] for asked, *_ in rows] == [ml.data.PRINTABLE.decode(ids).split(">")[0] for ids in held_out[:3]]
+    assert "held out, before: " in said and "\nheld out, after:  " in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_what_adapt_shows_is_what_the_models_say(capsys):
+    options = ["--task", "revupper,prev", "--steps", "2", "--batch", "2", "--lr", "0.1", "--out", "a"]
+    assert main(["adapt", "--base", "strings", *options]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if re.match(r"  [89][a-p]{4,8}> ", line)]
+    assert len(rows) == 3
+    for asked, _, before, after in rows:
+        for answer, adapter in ((before, []), (after, ["--adapter", "a"])):
+            prompt = ["--base", "strings", "--prompt", asked, "--temperature", "0", "--length", "9"]
+            assert main(["generate", *prompt, *adapter]) == 0
+            assert capsys.readouterr().out == f"{asked}{answer}\n"
+
+
+def test_adapt_on_text_shows_how_a_held_out_text_goes_on(capsys):
+    with open("text.txt", "w", encoding="utf-8") as file:
+        file.write("one\ttwo \x1b[31m three\n" * 200)
+    assert main(["pretrain", "--text", "text.txt", "--context", "16", "--steps", "1", *TINY, "--out", "t.npz"]) == 0
+    capsys.readouterr()
+    assert main(["adapt", "--base", "t.npz", "--text", "text.txt", "--steps", "2", "--r", "1", "--out", "a"]) == 0
+    said = capsys.readouterr().out
+    labels = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
+    assert labels == ["held", "before", "after"]
+    assert "\x1b" not in said and "\t" not in said  # control characters are spelled, not obeyed
+    assert max(map(len, said.splitlines())) <= 80
+
+
+# ---- prompts from standard input ---------------------------------------------------------------------
+
+
+class Typed(io.StringIO):
+    def __init__(self, text, terminal=False):
+        super().__init__(text)
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+GENERATE = ["generate", "--base", "strings", "--temperature", "0"]
+
+
+def test_generate_without_a_prompt_reads_one_a_line(capsys, monkeypatch):
+    loads = []
+    original = cli.load_base
+    monkeypatch.setattr(cli, "load_base", lambda name: loads.append(name) or original(name))
+    monkeypatch.setattr("sys.stdin", Typed("0badge>\n\n2badge>\n1badge>"))
+    assert main(GENERATE) == 0
+    said = capsys.readouterr()
+    assert said.out == "0badge>badge\n2badge>BADGE\n1badge>egdab\n" and said.err == ""
+    assert loads == ["strings"]
+
+
+def test_a_bad_prompt_costs_a_sentence_and_the_next_is_read(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Typed("0é>\n0b\udcff>\n2badge>\n"))
+    assert main(GENERATE) == 2
+    said = capsys.readouterr()
+    assert said.out == "2badge>BADGE\n"
+    first, second, last = said.err.splitlines()
+    assert "'é' (position 1)" in first and "--replace" in first
+    assert "'0b\\udcff>' holds bytes that are no" in second
+    assert last == "minilora generate: 2 prompts were refused, as said above."
+
+
+def test_somebody_who_types_gets_a_sign_and_may_be_wrong(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Typed("", terminal=True))
+    monkeypatch.setattr("sys.stdout", type("Terminal", (io.StringIO,), {"isatty": lambda self: True})())
+    lines, signs = iter(["0é>", "", "2badge>"]), []
+
+    def typed(sign):
+        signs.append(sign)
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    assert main(GENERATE) == 0
+    assert signs == ["> "] * 4 and "2badge>BADGE\n" in sys.stdout.getvalue()
+
+
+def test_a_standard_input_that_cannot_be_read_is_a_sentence(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(GENERATE) == 2 and "There is no standard input" in capsys.readouterr().err
+
+
+@pytest.mark.numpy_only("the command line runs in a process of its own")
+def test_prompts_in_a_pipe_whatever_their_bytes():
+    done = subprocess.run(
+        [sys.executable, "-m", "minilora", *GENERATE], input=b"2badge>\r\n2caf\xe9>\n0badge>\n", capture_output=True
+    )
+    assert done.returncode == 2 and done.stdout.split() == [b"2badge>BADGE", b"0badge>badge"]
+    assert b"Traceback" not in done.stderr and done.stderr.count(b"\n") == 2
+
+
+# ---- characters that the base does not know ----------------------------------------------------------
+
+
+def test_what_a_base_does_not_know_is_replaced_where_that_is_asked_for(capsys):
+    with open("curly.txt", "w", encoding="utf-8") as file:
+        file.write("“It’s naïve…” " * 200)
+    with open("straight.txt", "w", encoding="utf-8") as file:
+        file.write('"It\'s naive..." ' * 200)
+    command = ["adapt", "--base", "text", "--steps", "1", "--batch", "2", "--context", "16", "--r", "1"]
+    assert main([*command, "--text", "curly.txt", "--out", "a"]) == 2
+    assert "--replace" in capsys.readouterr().err and not os.path.exists("a")
+    assert main([*command, "--text", "curly.txt", "--out", "a", "--replace"]) == 0
+    said = capsys.readouterr()
+    assert "minilora adapt: 1,000 characters that the base does not know were replaced." in said.err
+    assert main([*command, "--text", "straight.txt", "--out", "b", "--replace"]) == 0
+    again = capsys.readouterr()
+    assert again.err == "" and again.out == said.out.replace("Saved in a.", "Saved in b.")
+    assert main(["generate", "--base", "text", "--prompt", "naïve", "--length", "0", "--replace"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "naive\n" and "1 character that the base does not know was replaced." in said.err
+
+
+def test_replacing_changes_nothing_that_resume_compares(capsys, monkeypatch):
+    with open("text.txt", "w") as file:
+        file.write("to be or not to be " * 100)
+    command = ["adapt", "--base", "text", "--text", "text.txt", "--steps", "5", "--batch", "2", "--context", "16"]
+    command += ["--r", "1", "--out", "a"]
+    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "batch_loss", _Stop(3))
+        assert main(command) == 130
+    assert main([*command, "--replace", "--resume"]) == 0
 
 
 @pytest.mark.parametrize(

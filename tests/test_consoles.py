@@ -18,7 +18,7 @@ from minilora.tools.cli import main
 
 pytestmark = pytest.mark.numpy_only("the command line runs in processes of its own")
 
-COMMANDS = ("reproduce", "show", "pretrain", "adapt", "generate", "merge", "budget", "info")
+COMMANDS = ("demo", "tasks", "reproduce", "show", "pretrain", "adapt", "generate", "merge", "budget", "info")
 SMALL = ["--task", "upper", "--steps", "2", "--batch", "2"]
 ADAPT = ["adapt", "--base", "base.npz", *SMALL, "--r", "2", "--out", "made"]
 # what stands in these columns: the command, and what it says where every character can be shown
@@ -32,6 +32,7 @@ SAYS = {
     "generate": (["generate", "--base", "text.npz", "--prompt", "日本é", "--length", "0"], "日本é"),
     "budget": (["budget", "--preset", "gpt3-175b", "--paper", "--full"], "2·96·2·12,288·4"),
     "info": (["info"], "backend"),
+    "tasks": (["tasks"], "8badge>   EGDAB"),
 }
 
 

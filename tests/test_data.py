@@ -19,6 +19,35 @@ def test_a_vocabulary_reads_what_it_wrote():
         Vocabulary("aa")
 
 
+@pytest.mark.parametrize(
+    ("text", "replaced", "count"),
+    [
+        ("plain\n~", "plain\n~", 0),
+        ("“It’s”, ‘so’ «so»", '"It\'s", \'so\' "so"', 7),
+        ("a–b—c‑d−e…", "a-b-c-d-e...", 5),
+        ("no\u00a0break\u2009thin\ttab", "no break thin    tab", 3),
+        ("café naïve Ångström", "cafe naive Angstrom", 4),
+        ("cafe\u0301 zero\u200bwidth \ufeff", "cafe zerowidth ", 3),  # decomposed, and what is not seen
+        ("½ ﬁ ™ Straße Ærø", "1/2 fi TM Strasse AEro", 6),
+        ("a\rb\x85c\u2028d", "a\nb\nc\nd", 3),
+        ("한 日 😀 \udcff \x07", "? ? ? ? ?", 5),
+    ],
+)
+def test_what_a_vocabulary_does_not_know_becomes_what_it_looks_like(text, replaced, count):
+    assert data.replace_unknown(text, PRINTABLE) == (replaced, count)
+    PRINTABLE.encode(replaced)
+
+
+def test_what_a_vocabulary_knows_is_never_replaced():
+    own = Vocabulary("abe?é’")
+    assert data.replace_unknown("é’“ëx", own) == ("é’?e?", 3)  # no straight quote here, and no x
+
+
+def test_a_refused_character_names_what_replaces_it():
+    with pytest.raises(ValueError, match=r"--replace, or data\.replace_unknown"):
+        PRINTABLE.encode("“")
+
+
 def test_real_text_is_there_and_printable():
     for text in (data.english_text(), data.python_source()):
         assert len(text) > 200_000
@@ -75,6 +104,13 @@ def test_windows_and_their_targets(rng):
 )  # fmt: skip
 def test_string_functions(task, answer):
     assert tasks.TASKS[task][1]("badge") == answer
+
+
+def test_every_task_has_its_meaning_in_words():
+    assert tasks.MEANINGS.keys() == tasks.TASKS.keys() and sorted(tasks.PRETRAINING + tasks.ADAPTATION) == sorted(
+        tasks.TASKS
+    )
+    assert tasks.question("revupper", "badge") == ("8badge>", "EGDAB")
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

@@ -641,4 +641,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused(whole, capsys):
 def test_without_the_tokenizers_library_the_extra_is_named(whole, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     assert main(["generate", "--gpt2", str(whole / "gpt2"), "--prompt", "a"]) == 2
-    assert 'pip install "minilora[gpt2]"' in capsys.readouterr().err
+    assert 'pip install -e ".[gpt2]"' in capsys.readouterr().err

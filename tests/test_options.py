@@ -151,6 +151,8 @@ ADAPT = ["adapt", "--base", "base.npz", "--out", "new"]
         ([*ADAPT, *TASK, "--targets", "q_proj,"], "--targets must be one name or more"),
         ([*PRETRAIN, *TASK, "--context", "64"], "--context is of text: string tasks have 20 positions"),
         ([*ADAPT, *TASK, "--context", "20"], "--context is of text: string tasks have 20 positions"),
+        ([*ADAPT, *TASK, "--replace"], "--replace is of text: string tasks have no other characters"),
+        (["generate", "--gpt2", "x", "--prompt", "a", "--replace"], "--replace is of a base of characters"),
         (["budget", "--paper", "--r", "4"], "--r is of a model"),
         (["budget", "--paper", "--batch", "8"], "--batch is of a model"),
         (["budget", "--preset", "tiny", "--full"], "--full is of the paper's figures"),
@@ -300,7 +302,7 @@ def test_adapting_goes_on_from_an_adapter_with_its_settings(old, capsys):
     assert same == config and "scaling α/r = 3" in said
     for name, array in weights.items():  # with no learning rate it stays as it was
         np.testing.assert_array_equal(unchanged[name], array)
-    before, after = re.search(r"before: (.*); after: (.*)\. Saved", said).groups()
+    before, after = re.search(r"held out, before: (.*)\nheld out, after:  (.*)\nSaved", said).groups()
     assert before == after
     assert main([*ON, "--lr", "0.1", "--out", "on"]) == 0
     _, moved = adapter_of("on")

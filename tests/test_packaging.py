@@ -44,6 +44,8 @@ def test_commands_run_where_every_warning_is_an_error(tmp_path):
     environment = {**os.environ, "MINILORA_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     for command in (
         "info",
+        "demo",
+        "tasks",
         "budget --preset gpt2",
         "pretrain --text text.txt --steps 2 --layers 1 --context 16 --out base",
         "adapt --base base --text text.txt --steps 2 --r 1 --out adapter",

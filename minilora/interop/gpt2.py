@@ -213,7 +213,9 @@ class Tokenizer:
         try:
             from tokenizers import Tokenizer as Library
         except ImportError as error:
-            raise ValueError('GPT-2\'s tokenizer needs an extra: pip install "minilora[gpt2]".') from error
+            raise ValueError(
+                'GPT-2\'s tokenizer needs an extra: pip install -e ".[gpt2]" in the clone of minilora.'
+            ) from error
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise ValueError(

@@ -12,7 +12,7 @@ import time
 import warnings
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,20 @@ from ..claims import CLAIMS, find, tuning
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
 from ..claims.report import Row, count_verdicts, read_rows
-from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, english_text, fixed, read_text, seeded, split, windows
-from ..generate import generate_text
+from ..data import (
+    PRINTABLE,
+    Batch,
+    TextCodec,
+    Vocabulary,
+    english_text,
+    fixed,
+    read_text,
+    replace_unknown,
+    seeded,
+    split,
+    windows,
+)
+from ..generate import generate, generate_text
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_checkpoint, load_model, read_notes, save_checkpoint
 from ..interop.files import check_output, digest
@@ -39,7 +51,8 @@ from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
-from .demo import demo, tasks_text
+from .console import columns, line, step_bar
+from .demo import answer, demo, tasks_text
 from .device_report import device_report
 from .reproduce import reproduce, tune
 from .screen import claim_line, claim_whole, column_for, console, duration, find_row, head
@@ -53,7 +66,8 @@ _ADAPT_GPT2: dict[str, Any] = {"lr": 2e-4, "batch": 8}
 _LORA: dict[str, Any] = {"r": 8, "alpha": None, "targets": "q_proj,v_proj", "dropout": 0.0}
 _LORA_GPT2: dict[str, Any] = {**_LORA, "r": 4, "alpha": 32.0}
 _CONTEXT = 64  # positions that pretrain gives a base of text
-_REPORT = Path("figures")
+_SAMPLE = {"character": (32, 60), "token": (8, 16)}  # how much of a held-out text adapt shows, and lets go on
+_REPORT, _QUICK = Path("figures"), Path("quick")  # a first look takes the place of no report
 
 # The least and the most of every whole number that can be said, whatever the command.
 _SIZE, _COUNT = 10**6, 10**9
@@ -89,7 +103,11 @@ def _run(arguments: list[str]) -> int:
     name = "minilora"
     try:
         _check_text(arguments)
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        if not arguments:
+            parser.print_help()
+            return 0
+        options = parser.parse_args(arguments)
         name = f"minilora {options.name}"
         tune_machine()
         _choose_backend(options.backend)
@@ -160,15 +178,15 @@ def _choose_backend(name: str | None) -> None:
     backend_name()  # a backend that is not there is refused before any work
 
 
-def _check_text(arguments: list[str]) -> None:
-    """Raise `ValueError` for an argument that is no text, such as bytes of another encoding."""
+def _check_text(arguments: list[str], what: str = "argument") -> None:
+    """Raise `ValueError` for one that is no text, such as bytes of another encoding."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"The argument {argument!r} holds bytes that are no {sys.getfilesystemencoding()} text: "
-                "give it, or the file, another name."
+                f"The {what} {argument!r} holds bytes that are no {sys.getfilesystemencoding()} text: "
+                "write it in that encoding; a file of such a name needs another one."
             ) from error
 
 
@@ -201,10 +219,13 @@ def _refuse_given(options: Any, names: Sequence[str], why: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="minilora", description="LoRA down to the last gradient: pretrain, adapt, and check the paper's claims."
+        prog="minilora",
+        description="LoRA down to the last gradient: pretrain, adapt, and check the paper's claims.",
+        epilog="start here:\n  minilora demo\n  minilora COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"minilora {__version__}")
-    commands = parser.add_subparsers(dest="name", required=True, metavar="command")
+    parser.add_argument("-V", "--version", action="version", version=f"minilora {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="name", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Any], None], text: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -243,7 +264,7 @@ def _parser() -> argparse.ArgumentParser:
         "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
     )
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
-    sub.add_argument("--out", type=Path, help=f"folder for the report ({_REPORT})")
+    sub.add_argument("--out", type=Path, help=f"folder for the report ({_REPORT}; quick: {_QUICK})")
     sub.add_argument("--workers", type=int, help="processes (one a core; with cupy, one a GPU)")
     sub.add_argument(
         "--scheduler",
@@ -298,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--targets", help=f"modules to adapt, comma between ({_LORA['targets']})")
     sub.add_argument("--dropout", type=float, help=f"on x before A, in training ({_LORA['dropout']:g})")
     sub.add_argument("--context", type=int, help="positions of a sequence, with text (the base's; GPT-2: 128)")
+    _replace_option(sub)
     sub.add_argument("--out", type=Path, required=True, help="the adapter's folder")
     _training_options(sub, lr=_ADAPT["lr"], steps=300, batch=_ADAPT["batch"], gpt2=_ADAPT_GPT2)
 
@@ -305,11 +327,12 @@ def _parser() -> argparse.ArgumentParser:
         "generate",
         _generate,
         "Let a base, with an adapter or without, go on from a prompt.",
-        "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0 --length 6",
+        "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0",
     )
     _base_option(sub, gpt2=True)
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
-    sub.add_argument("--prompt", required=True, help="the text to go on from")
+    sub.add_argument("--prompt", help="the text to go on from (every line of standard input, one after the other)")
+    _replace_option(sub)
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
     sub.add_argument(
         "--temperature", type=float, default=0.8, help="0 is greedy: --top-k and --seed change nothing then (0.8)"
@@ -352,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         _info,
         "Versions, BLAS and its threads, the backend, the cache; with --backend cupy, a report on the GPU: gradients, "
         "training against the CPU's, times.",
-        "minilora info --backend cupy",
+        "minilora info",
     )
     return parser
 
@@ -364,6 +387,14 @@ def _base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:
         group.add_argument(
             "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
         )
+
+
+def _replace_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--replace",
+        action="store_true",
+        help='replace characters that the base does not know: curly quotes by straight ones, é by e, others by "?"',
+    )
 
 
 def _data_options(sub: argparse.ArgumentParser, text: str) -> None:
@@ -405,7 +436,7 @@ def _reproduce(options: Any) -> None:
         path = tune(workers, **how)
         _say(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
-    folder, settings = options.out or _REPORT, Settings(seeds, options.quick)
+    folder, settings = options.out or (_QUICK if options.quick else _REPORT), Settings(seeds, options.quick)
     columns, signs = console()
     claims = find(options.claim)
     column = column_for([claim.short for claim in claims], columns)
@@ -461,6 +492,8 @@ def _adapt(options: Any) -> None:
     checkpoint = options.out / "checkpoint.npz"
     _check_outputs(options, options.out / CONFIG, options.out / WEIGHTS, checkpoint)
     tasks = _tasks(options)
+    if tasks:
+        _refuse_given(options, ("replace",), "is of text: string tasks have no other characters.")
     if options.adapter:
         _refuse_given(options, tuple(_LORA), "is what the adapter has: leave it away, or --adapter.")
     else:
@@ -468,7 +501,7 @@ def _adapt(options: Any) -> None:
     _set_defaults(options, _ADAPT_GPT2 if options.gpt2 else _ADAPT)
     targets = () if options.adapter else _names("targets", options.targets)
     model, vocabulary = _model(options)
-    text = read_text(options.text) if options.text else None
+    text = _known(options, read_text(options.text), vocabulary) if options.text else None
     longest = model.config.context_length
     default = min(128, longest) if options.gpt2 else longest
     context = default if options.context is None else options.context
@@ -481,11 +514,11 @@ def _adapt(options: Any) -> None:
         # An adapter that is its own --out may have been replaced by the save after which a run was stopped.
         own = _same_file(options.adapter, options.out)
         made_of["adapter"] = "its --out" if own else digest({}, lora_state_dict(model))
-        before = data.measure(model)
+        before, said = data.measure(model), data.said(model)
         config = shared_adapter(lora_layers(model)).config
         remove_lora(model)  # and put on again, so that --seed decides the dropout as it does without --adapter
     else:
-        before = data.measure(model)
+        before, said = data.measure(model), data.said(model)
         config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
     parameters = add_lora(model, config, seed=options.seed)
     if options.adapter:
@@ -499,10 +532,10 @@ def _adapt(options: Any) -> None:
     checkpoint.unlink(missing_ok=True)
     trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
     share = 100 * trainable / total
-    _say(
-        f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.\n"
-        f"held out, before: {before}; after: {data.measure(model)}. Saved in {options.out}."
-    )
+    _say(f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.\n")
+    for cells in columns(data.sample(said, data.said(model))):
+        _say(line(cells))
+    _say(f"\nheld out, before: {before}\nheld out, after:  {data.measure(model)}\nSaved in {options.out}.")
 
 
 def _generate(options: Any) -> None:
@@ -511,7 +544,14 @@ def _generate(options: Any) -> None:
         load_adapter(model, options.adapter)
     stop = _stop(options) if options.stop is None else options.stop.replace("\\n", "\n")
     settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed, "stop": stop or None}
-    _say(generate_text(model, vocabulary, options.prompt, options.length, **settings))
+
+    def go_on(prompt: str) -> None:
+        _say(generate_text(model, vocabulary, _known(options, prompt, vocabulary), options.length, **settings))
+
+    if options.prompt is not None:
+        go_on(options.prompt)
+    else:
+        _for_each_line(go_on)
 
 
 def _merge(options: Any) -> None:
@@ -552,6 +592,52 @@ def _info(options: Any) -> None:
         ("tuning", "off (MINILORA_TUNE=0)" if os.environ.get("MINILORA_TUNE") == "0" else "on"),
     )
     _say("\n".join(f"{name:<9} {value}" for name, value in rows))
+
+
+def _for_each_line(do: Callable[[str], None]) -> None:
+    """Do it with every line of standard input; one that is refused costs a sentence, not the others.
+
+    Raises `ValueError` at the end where one of a file or a pipe was refused.
+    """
+    refused = 0
+    for text in _lines():
+        try:
+            _check_text([text], "prompt")
+            do(text)
+        except ValueError as error:
+            print(f"minilora generate: {error}", file=sys.stderr, flush=True)
+            refused += 1
+    if refused and not _is_conversation():
+        raise ValueError(f"{refused} prompt{'s were' if refused > 1 else ' was'} refused, as said above.")
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that are not empty; on a terminal, with a sign where one may be typed."""
+    if sys.stdin is None:
+        raise ValueError("There is no standard input to read prompts from: give one with --prompt.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their own line only
+    sign = "> " if _is_conversation() else ""
+    if sign:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (arrow keys, and earlier lines)
+        _say(f"Type a prompt and press Enter; {'Ctrl-Z and Enter' if os.name == 'nt' else 'Ctrl-D'} ends.")
+    while True:
+        try:
+            text = input(sign).removesuffix("\r")
+        except EOFError:
+            break
+        except OSError as error:
+            raise ValueError(f"Standard input cannot be read: {error.strerror or error}.") from error
+        if text:
+            yield text
+    if sign:
+        _say("")
+
+
+def _is_conversation() -> bool:
+    """Whether somebody types here and reads the answers."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 # ---- what commands share -----------------------------------------------------------------------------
@@ -600,6 +686,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def _model(options: Any) -> tuple[GPT, TextCodec]:
     """The base that --base or --gpt2 names, and how its text becomes ids."""
     if options.gpt2:
+        _refuse_given(options, ("replace",), "is of a base of characters: GPT-2's tokenizer reads every text.")
         tokenizer = Tokenizer(options.gpt2)  # first, since it is quick to say what is missing
         model = load_gpt2(options.gpt2)
         if len(tokenizer) > model.config.vocab_size:
@@ -619,6 +706,18 @@ def _base(name: str) -> tuple[GPT, Vocabulary]:
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
 
 
+def _known(options: Any, text: str, vocabulary: TextCodec) -> str:
+    """The text; with --replace as the base can read it, and how many characters that took is said."""
+    if not options.replace:
+        return text
+    assert isinstance(vocabulary, Vocabulary)
+    text, count = replace_unknown(text, vocabulary)
+    if count:
+        plural = "s that the base does not know were" if count > 1 else " that the base does not know was"
+        print(f"minilora {options.name}: {count:,} character{plural} replaced.", file=sys.stderr, flush=True)
+    return text
+
+
 def _stop(options: Any) -> str | None:
     """Where an answer of the base ends: string tasks end with their line."""
     if getattr(options, "gpt2", None):
@@ -634,7 +733,7 @@ class _Data:
     def __init__(
         self, options: Any, vocabulary: TextCodec, context: int, tasks: tuple[str, ...], text: str | None
     ) -> None:
-        self.tasks = tasks
+        self.tasks, self.vocabulary = tasks, vocabulary
         self.unit = "character" if isinstance(vocabulary, Vocabulary) else "token"
         B = options.batch
         self.held_out: list[Batch]
@@ -647,7 +746,6 @@ class _Data:
                 )
             self.batches = seeded(string_draw(tasks, B), options.seed)
             self.held_out = fixed(string_draw(tasks, 256, held_out=True), 2)
-            self.tokens = B * WIDTH
         else:
             assert text is not None
             ids = vocabulary.encode(text)
@@ -656,7 +754,30 @@ class _Data:
             self.batches = seeded(lambda rng: windows(training, B, context, rng), options.seed)
             rows = 32 if self.unit == "character" else B  # the logits of one row of GPT-2 take 26 MB
             self.held_out = fixed(lambda rng: windows(rest, rows, context, rng), 4)
-            self.tokens = B * context
+
+    def said(self, model: GPT) -> list[str]:
+        """The likeliest answers to three held-out questions, or how the model goes on from a held-out text."""
+        if self.tasks:
+            return [answer(model, asked) for asked, _ in self._questions()]
+        longer = generate(model, self._start(), _SAMPLE[self.unit][1], temperature=0)
+        return [_shown(self.vocabulary.decode(longer[len(self._start()) :]))]
+
+    def sample(self, before: list[str], after: list[str]) -> list[tuple[str, ...]]:
+        """Rows of a table: what was said (`said`) before training, and after it."""
+        if self.tasks:
+            rows = zip(self._questions(), before, after, strict=True)
+            return [("held out", "right", "before", "after"), *((*pair, *rest) for pair, *rest in rows)]
+        start = _shown(self.vocabulary.decode(self._start()))
+        return [("held out", start), ("before", *before), ("after", *after)]
+
+    def _questions(self) -> list[tuple[str, str]]:
+        """Three held-out questions of string tasks, and the right answers."""
+        rows = [PRINTABLE.decode(ids).rstrip("\n") for ids in self.held_out[0][0][:3]]
+        return [(f"{asked}>", right) for asked, right in (row.split(">") for row in rows)]
+
+    def _start(self) -> np.ndarray:
+        """(n,) ids of the start of a held-out window."""
+        return self.held_out[0][0][0, : _SAMPLE[self.unit][0]]
 
     def measure(self, model: GPT) -> str:
         """Quality on held-out batches, in words."""
@@ -664,6 +785,12 @@ class _Data:
         if self.tasks:
             return f"{100 * evaluate_exact_match(model, self.held_out):.1f} % exact, {bits:.3f} bits/character"
         return f"{bits:.3f} bits/{self.unit}"
+
+
+def _shown(text: str) -> str:
+    """On one line, with "\\n" for a newline, and not longer than a console is wide."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown if len(shown) <= 64 else f"{shown[:61]}..."
 
 
 def _train(
@@ -680,8 +807,6 @@ def _train(
 
     `made_of`: digests of what the options name and a checkpoint does not hold.
     """
-    from tqdm import tqdm
-
     start = 0
     if options.resume and checkpoint.exists():
         _check_same_run(options, made_of, checkpoint)
@@ -689,14 +814,12 @@ def _train(
     elif options.resume:  # killed before the first one, perhaps
         print(f"There is no checkpoint at {checkpoint}: training starts at step 0.", file=sys.stderr)
     notes = {"run": _settings(options), "made_of": made_of}
-    with tqdm(total=options.steps, initial=start, unit="step", disable=None) as bar:
-        began = time.perf_counter()
+    with step_bar(options.steps, start) as bar:
 
         def callback(done: int, loss: float) -> None:
             if done % CHECKPOINT_EVERY == 0 and done < options.steps:
                 save_checkpoint(checkpoint, model, optimizer, done, frozen=False, notes=notes)
-            rate = (done - start) * data.tokens / (time.perf_counter() - began)
-            bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s", refresh=False)
+            bar.set_description_str(f"loss {loss:.3f}", refresh=False)
             bar.update(done - bar.n)
 
         try:
@@ -719,7 +842,7 @@ def _train(
 
 def _settings(options: Any) -> dict[str, Any]:
     """The options that decide what training computes; of files not the names, since what they hold decides."""
-    left_out = ("command", "out", "resume", "backend", "text", "base", "gpt2", "adapter")
+    left_out = ("command", "out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 

@@ -1,4 +1,4 @@
-"""`minilora demo`: one base, one task that is new to it, LoRA learning that task while you watch. And the list of tasks."""
+"""`minilora demo`: one base, one task that is new to it, LoRA learning it while you watch. And `minilora tasks`."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def demo(say: Callable[[str], None]) -> None:
         ("trained", f"{trained:,} numbers, {100 * trained / size:.1f} % of {size:,}"),
         ("saved", f"an adapter of {readable(file)}; the base has {readable(sum(a.nbytes for a in before.values()))}"),
         ("the base", "the same as before, bit for bit" if untouched else "CHANGED"),
-        ("merged", f"one product a layer, as without LoRA; {same} of {strings} answers stay the same"),
+        ("merged", f"one product a layer again; {same} of {strings} answers stay the same"),
     )
     for cells in columns(facts):
         say(line(cells))
     say(paint(f"\n  {first:.1%} -> {last:.1%} right on strings that no training showed it.".replace("%", " %"), "bold"))
     say(
-        "\nNext   minilora tasks                            all ten tasks, and how to teach one"
-        "\n       minilora reproduce --quick --out quick    what the paper claims, measured here"
+        "\nNext   minilora tasks                           all ten tasks, and how to teach one"
+        "\n       minilora reproduce --quick   the paper's claims, measured"
     )
 
 
@@ -155,6 +155,7 @@ def _learn(model: GPT, parameters: list[Parameter], say: Callable[[str], None]) 
             steps,
             schedule=linear_schedule(steps),
             callback=callback,
+            log_every=1,
         )
     return shares[0], shares[-1]
 

@@ -229,7 +229,7 @@ def dask_workers(address: str) -> Iterator[Executor]:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ValueError('--scheduler needs Dask: pip install "minilora[sweep]".') from error
+        raise ValueError('--scheduler needs Dask: pip install -e ".[sweep]" in the clone of minilora.') from error
     try:
         client = Client(address, timeout=SCHEDULER_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
