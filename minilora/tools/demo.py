@@ -119,7 +119,7 @@ def demo(say: Callable[[str], None]) -> None:
         say(line(cells))
     say(paint(f"\n  {first:.1%} -> {last:.1%} right on strings that no training showed it.".replace("%", " %"), "bold"))
     say(
-        "\nNext   minilora tasks                           all ten tasks, and how to teach one"
+        "\nNext   minilora tasks               all ten tasks, and how to teach one"
         "\n       minilora reproduce --quick   the paper's claims, measured"
     )
 
