@@ -89,7 +89,9 @@ def test_info_and_help_show_what_they_should(capsys):
     out = capsys.readouterr().out
     for word in ("minilora", "Python", "NumPy", "BLAS", "thread", "backend", "cache"):
         assert word in out
-    for command in ("demo", "tasks", "reproduce", "pretrain", "adapt", "generate", "merge", "budget", "info"):
+    for command in (
+        "demo", "tasks", "reproduce", "show", "pretrain", "adapt", "generate", "merge", "budget", "info",
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0 and f"example:\n  minilora {command}" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from minilora.tools.cli import main
 SMALL = ((16, 1, 2, 4),)
 COMMANDS = {
     "reproduce": ["--quick"],
+    "show": ["rank"],
     "pretrain": ["--out", "base.npz"],
     "adapt": ["--base", "strings", "--task", "prev", "--out", "adapter"],
     "generate": ["--base", "strings", "--prompt", "a"],

@@ -61,6 +61,13 @@ def test_what_does_not_fit_is_cut_with_an_ellipsis_and_what_fits_is_whole():
     assert screen.cut("abcdefg", 6, "...") == "abc..." and screen.cut("ab defg", 4, "…") == "ab…"
 
 
+@pytest.mark.parametrize("said, columns", [("1", 40), ("100", 100), ("0", 80), ("wide", 80)])
+def test_the_width_is_the_terminal_s_and_80_where_there_is_none(said, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", said)
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())
+    assert screen.console()[0] == columns
+
+
 def test_a_console_without_the_signs_gets_letters():
     assert screen.signs("cp1252") == screen.signs("ascii") == screen.signs(None) == screen.signs("no encoding") == ASCII
     assert all(sign.isascii() for sign in ASCII.values()) and screen.signs("UTF-8") == UNICODE

@@ -15,12 +15,13 @@ from .console import paint
 _SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", "": "·", "cut": "…"}
 _LETTERS = {HOLDS: "y", FAILS: "n", NOISE: "~", "": ".", "cut": "..."}
 _COLOURS = {HOLDS: "green", FAILS: "red"}
+_NARROWEST = 40  # columns; a terminal of fewer breaks the lines itself
 _MARKS = 7  # columns: a mark and a space for each world, and one more space
 
 
-def width() -> int:
-    """The columns of the terminal; 80 where nobody knows."""
-    return shutil.get_terminal_size().columns
+def console() -> tuple[int, dict[str, str]]:
+    """The columns of the terminal, 80 where there is none, and the signs that standard output can show."""
+    return max(shutil.get_terminal_size().columns, _NARROWEST), signs(sys.stdout.encoding)
 
 
 def signs(encoding: str | None) -> dict[str, str]:
@@ -116,8 +117,3 @@ def _numbers(row: Row, columns: int) -> list[str]:
         lines.append(f"{first:<{widths[0]}}  {world:<{widths[1]}}  {right}")
         lines += more
     return lines
-
-
-def console() -> tuple[int, dict[str, str]]:
-    """The columns of standard output, and the signs that it can show."""
-    return width(), signs(sys.stdout.encoding)
