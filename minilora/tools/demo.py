@@ -104,10 +104,10 @@ def demo(say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
         file = (Path(folder) / WEIGHTS).stat().st_size
-    after = model.state_dict()
-    untouched = all(np.array_equal(array, after[name]) for name, array in before.items())
     unmerged = _said(model)
     merge_lora(model)
+    after = model.state_dict()
+    untouched = all(np.array_equal(array, after[name]) for name, array in before.items())
     same = int((_said(model) == unmerged).all(axis=1).sum())
     facts = (
         ("trained", f"{trained:,} numbers, {100 * trained / size:.1f} % of {size:,}"),
@@ -119,7 +119,7 @@ def demo(say: Callable[[str], None]) -> None:
         say(line(cells))
     say(paint(f"\n  {first:.1%} -> {last:.1%} right on strings that no training showed it.".replace("%", " %"), "bold"))
     say(
-        "\nNext   minilora tasks                           all ten tasks, and how to teach one"
+        "\nNext   minilora tasks                           all ten, and how to teach one"
         "\n       minilora reproduce --quick --out quick   the paper's claims, measured"
     )
 
