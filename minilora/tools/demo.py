@@ -104,10 +104,10 @@ def demo(say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
         file = (Path(folder) / WEIGHTS).stat().st_size
-    after = model.state_dict()
-    untouched = all(np.array_equal(array, after[name]) for name, array in before.items())
     unmerged = _said(model)
     merge_lora(model)
+    after = model.state_dict()
+    untouched = all(np.array_equal(array, after[name]) for name, array in before.items())
     same = int((_said(model) == unmerged).all(axis=1).sum())
     facts = (
         ("trained", f"{trained:,} numbers, {100 * trained / size:.1f} % of {size:,}"),
