@@ -182,7 +182,7 @@ def conclude(runs: Runs) -> Outcome:
         f"best losses of all α within {mean(gaps):.3f} bits",
         f"exponent ±{deviation(gammas):.2f}, bits ±{deviation(gaps):.3f}",
         verdict,
-        key=f"α and the learning rate agree to {max(exact3, exact4):.0e} of ΔW",
+        key=f"the same ΔW, to {max(exact3, exact4):.0e}",
         verdicts={"exact": verdict},
         measurements=[
             Measurement("identities, largest difference of ΔW, s = 3", "exact", [exact3]),
@@ -219,7 +219,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="alpha_learning_rate",
-    short="With A₀ scaled, α is the learning rate",
+    short="α is the rate, if A₀ is scaled too",
     statement="Tuning α is tuning the learning rate, if the start is scaled with it",
     where="§4.1",
     paper="roughly the same, if we scale the initialization appropriately",

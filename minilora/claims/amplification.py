@@ -113,7 +113,7 @@ def conclude(runs: Runs) -> Outcome:
             for world in TASKS
         ),
         worst(list(verdicts.values())),
-        key=f"W along ΔW's directions, over random: {times}",
+        key=f"over random: {times}",
         verdicts=verdicts,
         measurements=measurements(runs),
     )
@@ -159,7 +159,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="amplification",
-    short="ΔW amplifies directions that W does not emphasize",
+    short="ΔW amplifies what W does not stress",
     statement="ΔW amplifies directions that W has but does not emphasize",
     where="§7.3, Table 7",
     paper="GPT-3, q of layer 48, r = 4: ‖UᵀWVᵀ‖ 0.32 with ΔW's directions, 21.67 W's own, 0.02 random; factor 21.5 "

@@ -150,7 +150,7 @@ def conclude(runs: Runs) -> Outcome:
         f"starts ±{100 * max(map(deviation, answered.values())):.0f} %; moves "
         f"±{deviation(moved['alpha/r']):.1f} and ±{deviation(moved['alpha/sqrt(r)']):.1f} doublings",
         worst(list(verdicts.values())),
-        key=f"from r = 1 to 64 best lr moves by 2^{mean(moved['alpha/r']):+.1f}",
+        key=f"best rate moves 2^{mean(moved['alpha/r']):+.1f}, r = 1 to 64",
         verdicts=verdicts,
         measurements=[
             Measurement("LoRA+ against α·s, largest difference of ΔW, s = 3", "exact", [identity["3"]]),

@@ -72,7 +72,7 @@ def conclude(runs: Runs) -> Outcome:
         f"{'is not reached' if reached is None else f'≤ {reached:,}'} of {total:,.0f}; LoRA at its parameters {lora}",
         f"n = {ASKED:,}: ±{100 * deviation(shares[ASKED]):.0f} %",
         verdict,
-        key=f"{ASKED:,} directions answer {100 * mean(accuracy(runs, f'subspace {ASKED}')):.0f} %, "
+        key=f"{ASKED:,} answer {100 * mean(accuracy(runs, f'subspace {ASKED}')):.0f} %, "
         f"full {100 * mean(accuracy(runs, 'full')):.0f} %",
         verdicts={"strings": verdict},
         measurements=measurements(runs),
@@ -112,7 +112,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="intrinsic_dimension",
-    short="A few random directions are enough to adapt",
+    short="A few random directions are enough",
     statement="A random subspace of few dimensions is enough to adapt",
     where="§1",
     paper="over-parametrized models reside on a low intrinsic dimension (Aghajanyan et al.: RoBERTa reaches 90 % on "

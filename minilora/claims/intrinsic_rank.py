@@ -119,7 +119,7 @@ def conclude(runs: Runs) -> Outcome:
         f"{100 * mean(answered(runs, SMALL)):.0f} %",
         f"strings k = {SMALL}: ±{100 * deviation(strings[SMALL]):.0f} %; text ±{100 * deviation(text[SMALL]):.0f} %",
         verdicts["strings"],
-        key=f"rank {SMALL} of 64 keeps {100 * mean(strings[SMALL]):.0f} % of full's accuracy",
+        key=f"rank {SMALL} of 64 keeps {100 * mean(strings[SMALL]):.0f} % of it",
         verdicts=verdicts,
         measurements=measurements(runs),
     )
@@ -163,7 +163,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="intrinsic_rank",
-    short="Full fine-tuning's change has a low rank",
+    short="Full fine-tuning's ΔW has low rank",
     statement="What full fine-tuning changes has a low rank",
     where="§1, §4.1",
     paper="a hypothesis: updates have a low intrinsic rank; r = 1 to 8 suffices for GPT-3",

@@ -174,7 +174,7 @@ def conclude(runs: Runs) -> Outcome:
         f"against LoRA when a prefix leaves of 64 positions {eaten}",
         f"quartiles of base against base up to {widest:.3f} apart; bits ±{deviation(reference):.2f}",
         verdict,
-        key=f"merged LoRA takes {min(merged):.3f} to {max(merged):.3f} of the base's time",
+        key=f"merged {min(merged):.3f} to {max(merged):.3f} of the base",
         verdicts={"exact": verdict},  # the clock's: the models are of no world, and a merged one is the base in kind
         measurements=measurements(runs),
     )
@@ -222,7 +222,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="latency",
-    short="Merged, LoRA adds no latency; adapters do",
+    short="Merged LoRA adds no latency",
     statement="Merged, LoRA adds no latency; adapters do",
     where="§3, §4.1, Table 1",
     paper="GPT-2 medium, over LoRA: AdapterL +2.2, +5.0, +20.7 %, AdapterH +3.0, +8.4, +30.3 %",

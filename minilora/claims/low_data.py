@@ -197,7 +197,7 @@ def conclude(runs: Runs) -> Outcome:
         f"planted r = {RANK} ±{deviation(small):.3f}, full ±{deviation(full):.3f}; strings, mean difference "
         f"±{100 * deviation(of_base):.0f} %",
         worst(list(verdicts.values())),
-        key=f"planted error {mean(small):.3f}, full {mean(full):.3f}; strings {100 * mean(of_base):+.0f} points",
+        key=f"{mean(small):.2f} of error, not {mean(full):.2f}; strings {100 * mean(of_base):+.0f}",
         verdicts=verdicts,
         measurements=measurements(runs),
     )
@@ -243,7 +243,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="low_data",
-    short="With little data LoRA beats full fine-tuning",
+    short="With little data LoRA beats full",
     statement="With little data LoRA does better than full fine-tuning",
     where="App. F.3, Table 16",
     paper="MNLI, full and LoRA: " + ", ".join(f"{n} examples {a} and {b}" for n, (a, b) in PAPER.items()),

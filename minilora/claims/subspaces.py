@@ -148,7 +148,7 @@ def conclude(runs: Runs) -> Outcome:
         f"{'; '.join(line(world) for world in TASKS)}; random φ(1,1) {1 / 64:.2f}, φ(4,4) {4 / 64:.2f}",
         "; ".join(f"{world} φ(1,1) ±{deviation(phi(runs, world, 'ranks', 1, 1)):.2f}" for world in TASKS),
         worst(list(verdicts.values())),
-        key=f"φ(1,1) of small and large r: strings {top['strings']:.2f}, text {top['text']:.2f}",
+        key=f"φ(1,1): strings {top['strings']:.2f}, text {top['text']:.2f}",
         verdicts=verdicts,
         measurements=measurements(runs),
     )
@@ -208,7 +208,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="subspaces",
-    short="Small and large r share their top directions",
+    short="Small and large r agree at the top",
     statement="Small and large r find the same top directions",
     where="§7.2, Figures 3 and 4",
     paper="48th layer of GPT-3, q and v: φ(1, 1) above 0.5 between r = 8 and r = 64; other directions share little",

@@ -208,7 +208,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="task_switching",
-    short="One base serves many tasks by swapping adapters",
+    short="One base serves many tasks",
     statement="One base serves many tasks: adapters are swapped, and dropping one gives the base back",
     where="§1, §4.2, footnote 4",
     paper="100 adapted GPT-3 take 354 GB instead of 35 TB; switching swaps the LoRA weights only",
