@@ -21,7 +21,7 @@ FILES = (
 KOREAN = {
     "zero_init": "B = 0이면 베이스 그대로 시작한다",
     "alpha_learning_rate": "A₀를 맞추면 α는 학습률이다",
-    "init_scaling": "α/r이면 r을 바꿔도 다시 조정하지 않는다",
+    "init_scaling": "r, 초기화, LoRA+ 때문에 다시 조정하지 않는다",
     "rank": "아주 작은 r로 충분하다",
     "which_matrices": "q와 v를 함께 쓰는 것이 하나보다 낫다",
     "rivals": "LoRA는 풀 파인튜닝만큼 좋고 이전 방법보다 낫다",

@@ -98,7 +98,7 @@ def test_the_report_is_printed_with_what_the_console_has(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "reproduce", lambda *_, decided, **__: decided(row))
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
     said = console.buffer.getvalue().decode("cp1252")
-    assert ". y .  ?W" in said and "? ?" in said and "y holds  n does not hold  ~ within noise  . not tested" in said
+    assert ". y .  ?W" in said and "? ?" in said and "y holds  n does not hold  ~ within noise  . not judged" in said
 
 
 # ---- streams that are closed -------------------------------------------------------------------------

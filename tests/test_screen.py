@@ -47,7 +47,7 @@ def test_the_marks_stand_for_strings_text_and_exact_in_this_order():
     assert screen.claim_line(row, 10, 80, ASCII).startswith("y n ~  B = 0 s...  logits bit-equal")
     assert screen.claim_line({**row, "verdicts": {"text": ILLUSTRATION}}, 10, 80, UNICODE).startswith("· · ·  B")
     legend, names = screen.head(24, Settings(3), UNICODE).splitlines()
-    assert legend == "✓ holds  ✗ does not hold  ~ within noise  · not tested"
+    assert legend == "✓ holds  ✗ does not hold  ~ within noise  · not judged"
     assert names.startswith("s t e  ") and names.endswith("  key number")
 
 
@@ -99,6 +99,8 @@ def test_verdicts_are_counted_in_words():
     rows = [{"verdict": verdict} for verdict in (HOLDS, HOLDS, FAILS, NOISE)]
     assert count_verdicts(rows) == "4 claims: 2 hold, 1 does not hold at this scale, 1 within noise"
     assert count_verdicts(rows[:1]) == "1 claim: 1 holds"
+    partly = [{"verdict": HOLDS, "verdicts": {"strings": HOLDS, "text": verdict}} for verdict in (HOLDS, FAILS, FAILS)]
+    assert count_verdicts(partly) == "3 claims: 3 hold (2 of them not on text)"
     assert count_verdicts([{"verdict": ILLUSTRATION}] * 11) == "11 claims: 11 not decided"
 
 

@@ -92,7 +92,7 @@ class Outcome:
     spread: str
     verdict: str
     key: str  # its key number, in at most twelve words: "r = 8 answers 99 % of full's"
-    verdicts: dict[str, str]  # world -> verdict there; a world that is missing was not tested
+    verdicts: dict[str, str]  # world -> verdict there; a world that is missing was not judged
     measurements: Sequence[Measurement]
 
 

@@ -196,7 +196,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="init_scaling",
-    short="α/r spares retuning when r changes",
+    short="No retuning for r, start or LoRA+",
     statement="α/r spares retuning when r changes; how A starts does not matter; LoRA+ is α by another name",
     where="§4.1; after the paper",
     paper="scaling by α/r helps to reduce the need to retune when r varies (no numbers)",

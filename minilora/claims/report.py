@@ -31,9 +31,9 @@ _MEASUREMENT: dict[str, Any] = {
     "n": int,
     "values": list,
 }
-# A verdict as the narrow columns of a table say it; of a world that is missing, NOT_TESTED
+# A verdict as the narrow columns of a table say it; of a world that is missing, NOT_JUDGED
 VERDICT_WORDS = {HOLDS: "holds", FAILS: "does not hold", NOISE: "within noise", ILLUSTRATION: "not decided"}
-NOT_TESTED = "not tested"
+NOT_JUDGED = "not judged"
 
 
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
@@ -120,7 +120,7 @@ def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -
 
 def verdict_words(row: Row, world: str) -> str:
     """What came out in a world, in two or three words."""
-    verdict = row["verdicts"].get(world, NOT_TESTED)
+    verdict = row["verdicts"].get(world, NOT_JUDGED)
     return VERDICT_WORDS.get(verdict, verdict)
 
 
@@ -132,7 +132,21 @@ def count_verdicts(rows: Sequence[Row]) -> str:
     for verdict in (HOLDS, FAILS, NOISE, ILLUSTRATION):
         if n := counts[verdict]:
             parts.append(f"{n} {words.get(verdict, (VERDICT_WORDS[verdict],) * 2)[n > 1]}")
+            if verdict == HOLDS:
+                parts[-1] += _but_not_on(rows)
     return f"{len(rows)} claim{'s' if len(rows) != 1 else ''}: {', '.join(parts)}"
+
+
+def _but_not_on(rows: Sequence[Row]) -> str:
+    """ " (3 of them not on text)" of the claims that hold by their own rule; nothing where they hold everywhere."""
+    worlds = Counter(
+        world
+        for row in rows
+        for world, verdict in row.get("verdicts", {}).items()
+        if row["verdict"] == HOLDS and verdict == FAILS
+    )
+    said = ", ".join(f"{n} of them not on {world}" for world, n in worlds.items())
+    return f" ({said})" if said else ""
 
 
 def how_made(settings: Settings) -> str:

@@ -35,7 +35,7 @@ def signs(encoding: str | None) -> dict[str, str]:
 
 def head(column: int, settings: Settings, shown: dict[str, str]) -> str:
     """Two lines that say what the marks and columns below are; a quick run has one more, on what it decides."""
-    none = "not tested, or not decided" if settings.quick else "not tested"
+    none = "not judged, or not decided" if settings.quick else "not judged"
     marks = f"{shown[HOLDS]} holds  {shown[FAILS]} does not hold  {shown[NOISE]} within noise  {shown['']} {none}"
     names = f"{'s t e  on (s)trings, on (t)ext, (e)xact':<{_MARKS + column}}  key number"
     bases = "One base decides" if settings.seeds == 1 else f"{settings.seeds} bases of a quick run decide"
