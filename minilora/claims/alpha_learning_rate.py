@@ -219,7 +219,7 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="alpha_learning_rate",
-    short="α is the rate, if A₀ is scaled too",
+    short="α is the rate, if A₀ scales too",
     statement="Tuning α is tuning the learning rate, if the start is scaled with it",
     where="§4.1",
     paper="roughly the same, if we scale the initialization appropriately",

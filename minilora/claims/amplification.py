@@ -104,7 +104,8 @@ def conclude(runs: Runs) -> Outcome:
         change, own, random, factor = (mean(values(runs, world, r, itemgetter(k))) for k in SHOWN)
         return f"r = {r}: ΔW's directions {change:.2f}, W's own {own:.2f}, random {random:.2f}, factor {factor:.1f}"
 
-    factors = ", ".join(f"{world} {mean(values(runs, world, r, itemgetter('factor'))):.0f}" for world in TASKS)
+    factors = ", ".join(f"{mean(values(runs, world, r, itemgetter('factor'))):.0f}" for world in TASKS)
+    times = ", ".join(f"{mean(values(runs, world, r, over_random)):.1f}" for world in TASKS)
     return Outcome(
         "; ".join(f"{world} {line(world, RANKS[0])}, {line(world, RANKS[1])} ({verdicts[world]})" for world in TASKS),
         "; ".join(
@@ -113,7 +114,7 @@ def conclude(runs: Runs) -> Outcome:
             for world in TASKS
         ),
         worst(list(verdicts.values())),
-        key=f"amplified, times: {factors}",
+        key=f"factor {factors}; over random {times}",
         verdicts=verdicts,
         measurements=measurements(runs),
     )

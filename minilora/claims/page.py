@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import __version__
 from ..interop.files import read_bytes, write_text
 from .claim import FAILS, HOLDS, NOISE, WORLDS, Settings
-from .report import Row, count_verdicts, how_made, measurement_cells, number, verdict_words
+from .report import Row, count_verdicts, how_made, in_words, measurement_cells, number, verdict_words
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5b6570; --paper: #fff; --card: #f5f6f8; --line: #dcdfe4;
@@ -111,7 +111,7 @@ def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
     verdicts = ", ".join(f"{world}&nbsp;{_verdict(row, world)}" for world in WORLDS)
     spread = f". Spread: {row['spread']}" if settings.seeds > 1 else ""
     terms = (
-        ("Verdict", f"{escape(row['verdict'])} ({verdicts})"),
+        ("Verdict", f"{escape(in_words(row['verdict']))} ({verdicts})"),
         ("Key number", escape(row["key"])),
         (f"The paper, {row['where']}", escape(row["paper"])),
         ("Rule, fixed before the run", escape(row["rule"])),

@@ -118,10 +118,14 @@ def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -
 # ---- words -------------------------------------------------------------------------------------------
 
 
+def in_words(verdict: str) -> str:
+    """A verdict in two or three words."""
+    return VERDICT_WORDS.get(verdict, verdict)
+
+
 def verdict_words(row: Row, world: str) -> str:
     """What came out in a world, in two or three words."""
-    verdict = row["verdicts"].get(world, NOT_JUDGED)
-    return VERDICT_WORDS.get(verdict, verdict)
+    return in_words(row["verdicts"].get(world, NOT_JUDGED))
 
 
 def count_verdicts(rows: Sequence[Row]) -> str:

@@ -286,7 +286,8 @@ def _parser() -> argparse.ArgumentParser:
         "One claim whole, from the report of reproduce: what the paper says, the rule, every number, the verdicts.",
         "minilora show rank",
     )
-    sub.add_argument("claim", metavar="NAME", help="the claim")
+    names = ", ".join(claim.id for claim in CLAIMS)
+    sub.add_argument("claim", metavar="NAME", help=f"the claim: {names}")
     sub.add_argument("--out", type=Path, default=_REPORT, help=f"folder of the report ({_REPORT})")
 
     sub = command(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..claims.claim import FAILS, HOLDS, NOISE, WORLDS, Settings
-from ..claims.report import Row, measurement_cells, verdict_words
+from ..claims.report import Row, in_words, measurement_cells, verdict_words
 from .console import paint
 
 _SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", "": "·", "cut": "…"}
@@ -88,7 +88,7 @@ def claim_whole(row: Row, folder: Path, columns: int, shown: dict[str, str]) -> 
         ("rule", row["rule"]),
         ("measured", row["measured"]),
         ("spread", row["spread"]),
-        ("verdict", row["verdict"]),
+        ("verdict", in_words(row["verdict"])),
     ):
         parts += _labelled(label, text, columns)
     for world in WORLDS:
