@@ -22,6 +22,7 @@ from minilora.interop import files, store
 from minilora.tools import reproduce as tools
 from minilora.tools.cli import main
 from minilora.tools.sweep import WorkerDiedError, process_pool, sweep
+from minilora.training import log_interval
 
 PLANTED = [("rank", {"world": "planted", "seed": 0, "r": r}) for r in (1, 2, 3, 4)]
 
@@ -422,4 +423,5 @@ def test_a_base_that_is_made_and_a_run_tell_their_steps(monkeypatch):
     monkeypatch.setitem(bases.WORLDS, "strings", {**bases.WORLDS["strings"], "steps": 3, "batch": 2})
     monkeypatch.setattr(tools, "load_base", bases.pretrain)
     tools._prepare_base(("strings", 0))
-    assert [step[:2] for step in told] == [(1, 3), (2, 3), (3, 3), (0, 0)] and told[0][2] > 3
+    fetched = [(1, 3), (2, 3), (3, 3)] if log_interval() == 1 else [(3, 3)]  # a GPU's losses come together
+    assert [step[:2] for step in told] == [*fetched, (0, 0)] and told[0][2] > 3
