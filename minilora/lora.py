@@ -99,7 +99,7 @@ class Adapter:
     thawed: list[Parameter] = field(default_factory=list)  # the base's parameters that add_lora froze
     merged: bool = False
     disabled: bool = False
-    base: tuple[tuple[int, ...], str] | None = None  # which arrays the base is made of, and their digest
+    base: tuple[list[Array], str] | None = None  # the arrays that the base is made of, and their digest
 
 
 def lora_linear(

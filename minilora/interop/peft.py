@@ -428,12 +428,16 @@ def _base_digest(model: Module) -> str:
 
 
 def _known_base_digest(model: Module) -> str:
-    """The same, remembered with the adapter while the base is frozen and of the same arrays: changing tasks is fast."""
+    """The same, remembered with the adapter while the base is frozen and of the same arrays: changing tasks is fast.
+
+    The arrays themselves are kept, since an id may be another array's once its own is gone. One that is written into
+    in place is the same array: that goes unnoticed.
+    """
     layers, base = lora_layers(model), _base_parameters(model).values()
     if not layers or any(p.requires_grad for p in base):
         return _base_digest(model)
-    adapter, arrays = shared_adapter(layers), tuple(id(p.array) for p in base)
-    if adapter.base is None or adapter.base[0] != arrays:
+    adapter, arrays = shared_adapter(layers), [p.array for p in base]
+    if adapter.base is None or list(map(id, adapter.base[0])) != list(map(id, arrays)):
         adapter.base = arrays, _base_digest(model)
     return adapter.base[1]
 
