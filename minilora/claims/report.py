@@ -39,6 +39,7 @@ NOT_JUDGED = "not judged"
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
     """One claim's row, as in claims.json. A quick run decides only exact claims."""
     outcome = claim.conclude(runs)
+    decides = claim.exact or not settings.quick
     return {
         "id": claim.id,
         "short": claim.short,
@@ -48,12 +49,9 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
         "measured": outcome.measured,
         "spread": outcome.spread if settings.seeds > 1 else "one base: no spread",
         "rule": claim.rule,
-        "verdict": outcome.verdict if claim.exact or not settings.quick else ILLUSTRATION,
+        "verdict": outcome.verdict if decides else ILLUSTRATION,
         "key": outcome.key,
-        "verdicts": {
-            world: verdict if claim.exact or not settings.quick else ILLUSTRATION
-            for world, verdict in outcome.verdicts.items()
-        },
+        "verdicts": {world: verdict if decides else ILLUSTRATION for world, verdict in outcome.verdicts.items()},
         "measurements": [measurement.as_json() for measurement in outcome.measurements],
         "seconds": round(seconds, 1),
         "figure": f"{claim.id}.png",
