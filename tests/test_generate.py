@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora as ml
+from minilora.backend import asarray
 from minilora.baselines import PromptTuned, add_adapters, add_prefix
 from minilora.gpt import Cache
 
@@ -15,7 +16,7 @@ def certain(*choices, vocab_size=7):
     """A model whose logits are the same everywhere: tokens of `choices` are likely, in that order."""
     model = tiny_gpt(vocab_size=vocab_size, d_model=2, n_heads=1, n_layers=1)
     model.ln_f.weight.data[...] = 0
-    model.ln_f.bias.data[...] = [1, 0]
+    model.ln_f.bias.data[...] = asarray([1, 0])
     model.lm_head.weight.data[...] = -50
     for rank, token in enumerate(choices):
         model.lm_head.weight.data[token, 0] = -rank

@@ -17,9 +17,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from helpers import adapter_state, optimizer_state, randomize_lora, tiny_gpt
 
 import minilora as ml
-from minilora.backend import asarray
+from minilora.backend import asarray, backend_name
 
-ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+def environment():
+    """Of the process to be killed, which computes with what this run computes with: files are compared bit for bit."""
+    library = {"MINILORA_BACKEND": "cupy"} if backend_name() == "cupy" else {}
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **library}
 
 
 def model_of(state):
@@ -81,7 +85,7 @@ def kill_saves(name, folder, kills, seed=0):
     kind.saver(folder, 0)()
     for _ in range(kills):
         command = [sys.executable, __file__, name, str(folder)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment())
         assert process.stdout.readline() == b"saving\n"
         time.sleep(rng.uniform(0, 0.06))
         process.kill()
@@ -98,7 +102,7 @@ def kill_training(command, checkpoint, kills, seed=0):
     """
     rng = random.Random(seed)
     command = [sys.executable, "-m", "minilora", *command, "--resume"]
-    quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet = {"env": environment(), "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
     def age():
         return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None

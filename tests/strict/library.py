@@ -30,6 +30,26 @@ NOT_HERE = {
 }
 
 
+def that_numpy_has(found: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without what another NumPy had and this one has no more (2.5 dropped `row_stack`)."""
+
+    def of(module: Any, names: Any) -> Any:
+        if isinstance(names, dict):
+            return {name: value for name, value in names.items() if hasattr(module, name)}
+        return [name for name in names if hasattr(module, name)]
+
+    array = found["ndarray"]
+    return {
+        **found,
+        **{part: of(np, found[part]) for part in ("functions", "ufuncs", "ufunc_methods", "constants")},
+        "modules": {name: of(getattr(np, name), found["modules"][name]) for name in found["modules"]},
+        "ndarray": {
+            "attributes": of(np.ndarray, array["attributes"]),
+            "methods": {"get": array["methods"]["get"], **of(np.ndarray, array["methods"])},
+        },
+    }
+
+
 class Unsafe(TypeError):
     """Something that CuPy refuses, or does silently and at a price."""
 
@@ -156,6 +176,7 @@ class StrictArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         place = self._checked(index)
         refuse_host(value)
+        refuse_list(value)
         if any(isinstance(part, np.ndarray) and part.dtype.kind in "iu" for part in as_tuple(place)):
             entries = np.arange(self._inside.size).reshape(self._inside.shape)[place]
             if np.unique(entries).size != entries.size:
@@ -192,6 +213,7 @@ def _operators() -> None:
     def in_place(name: str) -> Callable:
         def operator(self: StrictArray, other: Any) -> StrictArray:
             refuse_host(other)
+            refuse_list(other)
             getattr(self._inside, name)(inside(other))
             return self
 
@@ -322,6 +344,12 @@ def refuse_host(value: Any, numbers: bool = False) -> None:
             if numbers and isinstance(part, list):
                 raise Unsafe("A list of numbers in an operation on the device: move it with asarray(x) first.")
             refuse_host(part, numbers)
+
+
+def refuse_list(value: Any) -> None:
+    """Raise for a list or tuple as the value of `x[...] = ` and of `x += `, where CuPy takes arrays and numbers."""
+    if isinstance(value, (tuple, list)):
+        raise Unsafe("A list of numbers written into a device array: move it with asarray(x) first.")
 
 
 def refuse_device_within(value: Any) -> None:

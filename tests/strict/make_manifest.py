@@ -1,4 +1,4 @@
-"""What the real CuPy has: names, signatures, attributes of arrays. Needs `cupy`, and no GPU.
+"""What the real CuPy has: names, signatures, attributes of arrays. Needs `cupy` beside minilora, and no GPU.
 
     pip install "cupy-cuda13x>=14.2,<14.3"
     python tests/strict/make_manifest.py        # writes cupy_manifest.json beside it
@@ -18,6 +18,10 @@ from typing import Any
 
 import cupy
 import numpy as np
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+from strict.library import that_numpy_has
 
 PATH = Path(__file__).with_name("cupy_manifest.json")
 MODULES = ("linalg", "fft")
@@ -104,7 +108,8 @@ def manifest() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    text = json.dumps(manifest(), indent=None, separators=(",", ":"), sort_keys=True) + "\n"
+    made = json.loads(json.dumps(manifest()))
     if "--check" in sys.argv:
-        sys.exit(0 if PATH.read_text(encoding="utf-8") == text else f"{PATH} is not what CuPy {cupy.__version__} has.")
-    PATH.write_text(text, encoding="utf-8")
+        same = made == that_numpy_has(json.loads(PATH.read_text(encoding="utf-8")))
+        sys.exit(0 if same else f"{PATH} is not what CuPy {cupy.__version__} has.")
+    PATH.write_text(json.dumps(made, separators=(",", ":"), sort_keys=True) + "\n", encoding="utf-8")

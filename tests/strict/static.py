@@ -157,8 +157,12 @@ class _Checker(ast.NodeVisitor):
                     self.unpack(one, value)
         elif isinstance(target, ast.Subscript):
             self.visit(target)
-            if self.place(target.value) == DEVICE and self.place(value) == HOST_ARRAY:
+            if self.place(target.value) == DEVICE and self.of_the_host(value):
                 self.say(target, "a host array is written into a device array: move it with asarray() first")
+
+    def of_the_host(self, value: ast.AST) -> bool:
+        """A host array, or numbers written out as a list or tuple, which CuPy refuses in these places too."""
+        return self.place(value) == HOST_ARRAY or isinstance(value, (ast.List, ast.Tuple))
 
     def unpack(self, target: ast.AST, value: ast.AST) -> None:
         """Give a name one part of a value."""
@@ -240,7 +244,7 @@ class _Checker(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        if self.place(node.target) == DEVICE and self.place(node.value) == HOST_ARRAY:
+        if self.place(node.target) == DEVICE and self.of_the_host(node.value):
             self.say(node, "a host array meets a device array: move it with asarray() first")
         self.generic_visit(node)
 
