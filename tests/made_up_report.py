@@ -1,6 +1,6 @@
 """A report of made-up rows: the committed run's words, with short forms, key numbers, verdicts and measurements."""
 
-from minilora.claims.claim import FAILS, HOLDS, NOISE, Measurement
+from minilora.claims.claim import FAILS, HOLDS, NOISE, Measurement, Part, at_least
 
 KEYS = {
     "zero_init": ("B = 0 starts at the base", "logits bit-equal, in float32 and float64"),
@@ -33,11 +33,13 @@ def report_rows():
         exact = {"exact": HOLDS} if place % 3 == 0 else {}
         other = {} if place in (0, 8) else {"strings": (HOLDS, NOISE)[name in ("low_data", "subspaces")]}
         text = {"text": (FAILS, HOLDS, NOISE)[place % 3]} if place % 2 else {}
+        share = Part(f"share of full fine-tuning at r = {8 + place}", "strings", len, "%", rule=at_least(0.95))
+        gap = Part("gap closed on text by the largest rank that any of the runs here was given", "text", len, "%")
         measurements = [
-            Measurement(f"share of full fine-tuning at r = {8 + place}", "strings", (99.1, 98.7, 99.25), "%"),
-            Measurement("gap closed on text by the largest rank that any of the runs here was given", "text", (0.25,)),
-            Measurement("file of a task", "exact", (471_234.0,), "bytes"),
-            Measurement("a step", "time", (12.5, 13.25, 12.75), "ms"),
+            Measurement(share, (99.1, 98.7, 99.25), HOLDS),
+            Measurement(gap, (0.25,), None),
+            Measurement(Part("file of a task", "exact", len, "bytes"), (471_234.0,), None),
+            Measurement(Part("a step", "time", len, "ms"), (12.5, 13.25, 12.75), None),
         ]
         rows.append(
             {

@@ -315,12 +315,12 @@ def synthetic(ratio=0.75, spread=0.02, **changes):
 
 
 def test_budget_verdict_needs_the_formulas_and_faster_steps():
-    outcome = claim.conclude(synthetic())
+    outcome = claim.CLAIM.conclude(synthetic())
     assert outcome.verdict == HOLDS
     assert "2,048 of 114,944 parameters train; bytes as the formulas say" in outcome.measured
     assert "0.75, 0.75, 0.75 of a full one" in outcome.measured and "65 % less" in outcome.measured
-    assert claim.conclude(synthetic(ratio=1.1)).verdict == FAILS
-    assert claim.conclude(synthetic(ratio=0.98, spread=0.1)).verdict == NOISE
+    assert claim.CLAIM.conclude(synthetic(ratio=1.1)).verdict == FAILS
+    assert claim.CLAIM.conclude(synthetic(ratio=0.98, spread=0.1)).verdict == NOISE
     for name, wrong in (
         ("gradients", 8193),
         ("adam", 0),
@@ -329,12 +329,12 @@ def test_budget_verdict_needs_the_formulas_and_faster_steps():
         ("activations", 4_450_000),
         ("file", 8192 + 4097),
     ):
-        outcome = claim.conclude(synthetic(**{name: wrong}))
+        outcome = claim.CLAIM.conclude(synthetic(**{name: wrong}))
         assert outcome.verdict == FAILS and "not as the formulas say" in outcome.measured, name
 
 
 def test_the_row_counts_the_outcomes_and_names_what_differs():
-    text = claim.conclude(synthetic()).measured
+    text = claim.CLAIM.conclude(synthetic()).measured
     outcomes = [f.outcome for f in FIGURES.values()]
     assert (
         f"{outcomes.count(EXACT)} exact, {outcomes.count(AGREES)} agree as printed, "
@@ -347,7 +347,7 @@ def test_the_row_counts_the_outcomes_and_names_what_differs():
 def test_a_small_run_of_the_claim_measures_what_the_formulas_say_and_is_drawn(tmp_path):
     runs = [({"measure": "bytes", "batch": 4, "time": 20}, claim.run({"measure": "bytes", "batch": 4, "time": 20}))]
     assert claim.misses(runs) == []
-    small = {"measure": "time", "batch": 2, "time": 4, "d_model": 16, "layers": 1, "rounds": 2}
+    small = {"measure": "time", "batch": 16, "time": 64, "d_model": 64, "layers": 2, "rounds": 2}
     runs.append((small, claim.run(small)))
     assert all(len(times) == 2 and min(times) > 0 for times in runs[1][1].values())
     assert claim.CLAIM.experiment.alone and claim.CLAIM.rule.startswith("holds if")

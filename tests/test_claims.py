@@ -34,24 +34,87 @@ from minilora.claims.claim import (
     ILLUSTRATION,
     NOISE,
     WORLDS,
-    Measurement,
+    Claim,
+    Part,
     Settings,
+    always_above,
+    always_equal,
+    always_true,
+    always_within,
     at_least,
+    at_most,
     deviation,
-    percent,
     worst,
 )
 from minilora.claims.figures import save_figure
 from minilora.claims.report import draw_figures, make_row, markdown, write_report
 
 
+def judged(rule, values):
+    return Part("x", "strings", lambda runs: values, rule=rule).measured([]).verdict
+
+
 def test_a_mean_above_the_threshold_by_two_standard_errors_holds():
-    assert at_least([0.99, 0.98, 1.0], 0.95) == HOLDS
-    assert at_least([0.70, 0.72, 0.71], 0.95) == FAILS
-    assert at_least([0.99, 0.90, 0.97], 0.95) == NOISE
-    assert at_least([0.99, math.nan], 0.95) == FAILS
+    for sign, rule in ((1, at_least(0.95)), (-1, at_most(-0.95))):
+        assert judged(rule, [0.99 * sign, 0.98 * sign, 1.0 * sign]) == HOLDS
+        assert judged(rule, [0.70 * sign, 0.72 * sign, 0.71 * sign]) == FAILS
+        assert judged(rule, [0.99 * sign, 0.90 * sign, 0.97 * sign]) == NOISE
+        assert judged(rule, [0.99 * sign, math.nan]) == FAILS
     assert deviation([1, 2, 3]) == 1 and deviation([5]) == 0
     assert worst([HOLDS, NOISE, FAILS]) == FAILS and worst([HOLDS, NOISE]) == NOISE and worst([HOLDS]) == HOLDS
+
+
+def test_an_equality_is_asked_of_every_value():
+    for rule, right, wrong in (
+        (always_equal(0), 0.0, 1e-300),
+        (always_above(0.01), 0.011, 0.01),
+        (always_within(1e-12), 1e-12, 2e-12),
+        (always_true(), True, False),
+    ):
+        assert judged(rule, [right, right]) == HOLDS
+        assert judged(rule, [right, wrong]) == judged(rule, [wrong, right]) == judged(rule, [right, math.nan]) == FAILS
+    assert judged(None, [1.0]) is None and judged(always_equal(0), []) is None
+
+
+def test_a_part_says_its_rule_and_its_row():
+    part = Part("share", "strings", lambda runs: [0.5, 0.75], "%", rule=at_least(0.6), what="the share of it")
+    assert part.clause == "the share of it is at least 60 %"
+    row = part.measured([]).as_json()
+    assert (row["values"], row["value"], row["rule"], row["verdict"]) == ([50, 75], 62.5, part.clause, NOISE)
+    assert Part("x", "exact", lambda runs: [0.0], rule=always_within(1e-9)).clause == "x is at most 1e-9"
+    assert Part("x", "text", lambda runs: [1.0], "bits", rule=at_least(0)).clause == "x is at least 0 bits"
+
+
+def test_a_claim_asks_for_all_of_its_parts_and_for_none_beside_it():
+    def claim(strings, text, clock, beside=False):
+        rules = {"rule": at_least(0.5), "what": "it"}
+        parts = (
+            Part("error", "exact", lambda runs: [0.0], rule=always_equal(0)),
+            Part("a", "strings", lambda runs: strings, **rules),
+            Part("a", "text", lambda runs: text, beside=beside, **rules),
+            Part("b", "time", lambda runs: clock, rule=always_above(1)),
+            Part("shown only", "text", lambda runs: text),
+        )
+        said = {name: lambda runs: "1" for name in ("key", "measured", "spread")}
+        fields = dict.fromkeys(("id", "short", "statement", "where", "paper"), "x")
+        return Claim(**fields, **said, exact=False, configurations=None, experiment=None, parts=parts, draw=None)
+
+    all_hold = claim([1.0], [0.6], [2.0]).conclude([])
+    assert all_hold.verdict == HOLDS and all_hold.verdicts == {"strings": HOLDS, "text": HOLDS, "exact": HOLDS}
+    assert [m.part.name for m in all_hold.measurements] == ["error", "a", "a", "b", "shown only"]
+    assert claim([1.0], [0.4], [2.0]).conclude([]).verdict == FAILS
+    besides = claim([1.0], [0.4], [2.0], beside=True).conclude([])
+    assert besides.verdict == HOLDS and besides.verdicts["text"] == FAILS
+    slow = claim([1.0], [0.6], [2.0, 0.9]).conclude([])
+    assert slow.verdict == FAILS and slow.verdicts == {"strings": HOLDS, "text": HOLDS, "exact": FAILS}
+    quick = claim([1.0], [], []).conclude([])  # text and the clock were not run
+    assert quick.verdicts == {"strings": HOLDS, "exact": HOLDS} and len(quick.measurements) == 2
+    margin = "by two standard errors over bases"
+    exact = "error is 0; b is above 1"
+    both = f"holds if {exact}; and, {margin}: on strings and on text, it is at least 0.5"
+    assert claim([1.0], [1.0], [2.0]).rule == both
+    also = f"holds if {exact}; and, {margin}: on strings, it is at least 0.5; judged beside it, {margin}: on text, "
+    assert claim([1.0], [1.0], [2.0], beside=True).rule == also + "it is at least 0.5"
 
 
 # ---- an outcome's numbers ------------------------------------------------------------------------------
@@ -64,14 +127,15 @@ def check_numbers(name, outcome):
     assert 0 < len(outcome.key.split()) <= 12 and re.search(r"\d", outcome.key)
     assert outcome.verdicts.keys() <= set(WORLDS) and set(outcome.verdicts.values()) <= {HOLDS, FAILS, NOISE}
     assert outcome.verdict == worst([v for world, v in outcome.verdicts.items() if world not in BESIDE.get(name, ())])
-    names = [(m.world, m.name) for m in outcome.measurements]
+    names = [(m.part.world, m.part.name) for m in outcome.measurements]
     assert len(set(names)) == len(names) > 0
     written = json.loads(json.dumps([m.as_json() for m in outcome.measurements], allow_nan=False))
     for m, row in zip(outcome.measurements, written, strict=True):
-        assert m.world in (*WORLDS, "time") and m.unit in ("%", "bits", "ms", "bytes", "")
+        assert m.part.world in (*WORLDS, "time") and m.part.unit in ("%", "bits", "ms", "bytes", "")
         assert row["n"] == len(row["values"]) > 0 and None not in row["values"]
         assert (row["deviation"] is None) == (row["n"] == 1)
-        assert (row["quartiles"] is not None) == (m.world == "time")
+        assert (row["quartiles"] is not None) == (m.part.world == "time")
+        assert (row["rule"] is None) == (row["verdict"] is None) == (m.part.rule is None)
 
 
 # Numbers of the sentences that are no measurements: ranks, examples, steps, what theory says, how often something is.
@@ -114,7 +178,7 @@ def numbers_of(measurement):
 
 def assert_the_sentence_is_in_the_numbers(name, outcome):
     """Every number of `measured` and `spread` is one of the measurements, or a setting."""
-    known = [(value, m.unit) for m in outcome.measurements for value in numbers_of(m)]
+    known = [(value, m.part.unit) for m in outcome.measurements for value in numbers_of(m)]
     said = f"{outcome.measured.partition('; of the paper')[0]}; {outcome.spread}"
     for text in re.findall(NUMBER, re.sub(r"φ\(\d,\d\)|d₉₀", "", said)):
         text = text.rstrip(",")
@@ -123,16 +187,18 @@ def assert_the_sentence_is_in_the_numbers(name, outcome):
 
 
 def test_a_measurement_says_what_it_is_in_json():
-    row = Measurement("x", "strings", [1.0, 2.0, 3.0], "bits").as_json()
-    assert row == {
+    def row(world, values, unit):
+        return Part("x", world, lambda runs: values, unit).measured([]).as_json()
+
+    assert row("strings", [1.0, 2.0, 3.0], "bits") == {
         "name": "x", "world": "strings", "unit": "bits", "value": 2.0, "deviation": 1.0, "quartiles": None, "n": 3,
-        "values": [1.0, 2.0, 3.0],
+        "values": [1.0, 2.0, 3.0], "rule": None, "verdict": None,
     }  # fmt: skip
-    clock = Measurement("x", "time", [4.0, 1.0, 2.0, 3.0, 5.0], "ms").as_json()
+    clock = row("time", [4.0, 1.0, 2.0, 3.0, 5.0], "ms")
     assert clock["quartiles"] == [2.0, 3.0, 4.0] and clock["values"] == [4.0, 1.0, 2.0, 3.0, 5.0]
-    none = percent("x", "strings", [0.5, math.nan]).as_json()
+    none = row("strings", [0.5, math.nan], "%")
     assert none["values"] == [50.0, None] and none["value"] is None and none["deviation"] is None
-    assert Measurement("x", "exact", [np.float32(2)]).as_json()["deviation"] is None
+    assert row("exact", [np.float32(2)], "")["deviation"] is None
 
 
 def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monkeypatch):
@@ -141,17 +207,17 @@ def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monke
         zero_init, "held_out_strings", lambda task: [zero_init.string_draw((task,), 8)(np.random.default_rng(0))]
     )
     runs = [(c, zero_init.run(c)) for c in zero_init.configurations(Settings(1))]
-    outcome = zero_init.conclude(runs)
+    outcome = zero_init.CLAIM.conclude(runs)
     assert outcome.verdict == HOLDS and outcome.key == "1 of 1 bases start bit-equal"
     check_numbers("zero_init", outcome)
     assert_the_sentence_is_in_the_numbers("zero_init", outcome)
     for key, wrong in (("equal_float32", False), ("equal_merged", False), ("gradient_norms", [[1e-9, 1.0], [1, 1]])):
         broken = [(c, {**r, key: wrong} if c["start"] == "A Gaussian, B zero" else r) for c, r in runs]
-        assert zero_init.conclude(broken).verdict == FAILS
-        assert zero_init.conclude(broken).verdicts == {"exact": FAILS}
-        assert ("0 of 1" in zero_init.conclude(broken).key) is key.startswith("equal")
+        assert zero_init.CLAIM.conclude(broken).verdict == FAILS
+        assert zero_init.CLAIM.conclude(broken).verdicts == {"exact": FAILS}
+        assert ("0 of 1" in zero_init.CLAIM.conclude(broken).key) is key.startswith("equal")
     moved = [(c, {**r, "largest_parameter": 1e-30} if c["start"] == "both zero" else r) for c, r in runs]
-    assert zero_init.conclude(moved).verdict == FAILS
+    assert zero_init.CLAIM.conclude(moved).verdict == FAILS
 
 
 def test_alpha_learning_rate_identities_hold_and_the_naive_forms_do_not():
@@ -171,8 +237,8 @@ def test_alpha_learning_rate_reads_the_ridge_of_a_known_grid():
     for gamma in (0.5, 1.0):
         bits = np.array([[(math.log2(lr) + gamma * math.log2(a) + 5) ** 2 for lr in rates] for a in alphas])
         assert alpha_learning_rate.exchange(alphas, rates, bits) == pytest.approx(gamma, abs=0.06)
-    assert alpha_learning_rate.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result())).verdict == HOLDS
-    assert alpha_learning_rate.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result(1e-18))).verdict == FAILS
+    assert alpha_learning_rate.CLAIM.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result())).verdict == HOLDS
+    assert alpha_learning_rate.CLAIM.conclude(made_up(alpha_learning_rate.CLAIM, alpha_result(1e-18))).verdict == FAILS
 
 
 # ---- verdicts of the claims whose numbers scatter, on measurements made up -----------------------------
@@ -217,18 +283,18 @@ def rank_result(accuracy, planted_loss=0.0):
 
 def test_rank_verdict_follows_the_strings_and_the_planted_floor():
     def verdict(*of, **also):
-        return rank.conclude(made_up(rank.CLAIM, rank_result(*of, **also))).verdict
+        return rank.CLAIM.conclude(made_up(rank.CLAIM, rank_result(*of, **also))).verdict
 
     assert verdict((0.99, 0.98, 1.0)) == HOLDS
     assert verdict((0.80, 0.82, 0.79)) == FAILS
     assert verdict((0.99, 0.85, 0.97)) == NOISE
     assert verdict((0.99, 0.98, 1.0), planted_loss=1e-6) == FAILS
-    assert "50, 50, 50 % of the gap" in rank.conclude(made_up(rank.CLAIM, rank_result(1.0))).measured
+    assert "50, 50, 50 % of the gap" in rank.CLAIM.conclude(made_up(rank.CLAIM, rank_result(1.0))).measured
 
 
 def test_which_matrices_verdict_asks_that_q_and_v_together_lead_every_single_one():
     def verdict(**of):
-        return which_matrices.conclude(made_up(which_matrices.CLAIM, learned(0.5, **of))).verdict
+        return which_matrices.CLAIM.conclude(made_up(which_matrices.CLAIM, learned(0.5, **of))).verdict
 
     assert verdict(lora_qv_4=((0.9, 0.92, 0.88), 2.5)) == HOLDS
     assert verdict(lora_qv_4=((0.9, 0.92, 0.88), 2.5), lora_o_8=((0.95, 0.96, 0.97), 2.5)) == FAILS
@@ -237,7 +303,7 @@ def test_which_matrices_verdict_asks_that_q_and_v_together_lead_every_single_one
 
 def test_rivals_verdict_asks_for_full_fine_tunings_quality_and_a_lead():
     def verdict(**of):
-        return rivals.conclude(made_up(rivals.CLAIM, learned(0.4, full=(1.0, 2.0), **of))).verdict
+        return rivals.CLAIM.conclude(made_up(rivals.CLAIM, learned(0.4, full=(1.0, 2.0), **of))).verdict
 
     assert verdict(lora_qv_4=((0.99, 0.98, 1.0), 2.5)) == HOLDS
     assert verdict(lora_qv_4=((0.8, 0.81, 0.79), 2.5)) == FAILS
@@ -261,14 +327,14 @@ def latency_result(merged=1.0, adapters=1.2, noise=0.02):
 
 def test_latency_verdict_is_measured_against_the_noise_of_the_base():
     def verdict(**of):
-        return latency.conclude(made_up(latency.CLAIM, latency_result(**of))).verdict
+        return latency.CLAIM.conclude(made_up(latency.CLAIM, latency_result(**of))).verdict
 
     assert verdict() == HOLDS
     assert verdict(merged=1.005) == HOLDS and verdict(merged=0.9) == HOLDS
     assert verdict(merged=1.1) == FAILS and verdict(adapters=1.0) == FAILS
     runs = made_up(latency.CLAIM, latency_result())
     slow = latency_result(merged=1.1)(runs[0][0])
-    assert latency.conclude([(runs[0][0], slow), *runs[1:]]).verdict == NOISE
+    assert latency.CLAIM.conclude([(runs[0][0], slow), *runs[1:]]).verdict == NOISE
 
 
 def switching_result(c):
@@ -279,9 +345,9 @@ def switching_result(c):
 
 def test_task_switching_verdict_allows_no_difference_at_all():
     runs = made_up(task_switching.CLAIM, switching_result)
-    assert task_switching.conclude(runs).verdict == HOLDS
+    assert task_switching.CLAIM.conclude(runs).verdict == HOLDS
     for key in ("base_equal", "adapters_equal"):
-        assert task_switching.conclude([*runs[1:], (runs[0][0], {**runs[0][1], key: False})]).verdict == FAILS
+        assert task_switching.CLAIM.conclude([*runs[1:], (runs[0][0], {**runs[0][1], key: False})]).verdict == FAILS
     assert "354 GB" in runs[0][0].get("paper", task_switching.CLAIM.paper)
     assert task_switching.storage(350e9, 35e6, 100) == (353.5e9, 35e12)  # the paper's footnote 4
 
@@ -301,7 +367,7 @@ def low_data_result(small=0.03, full=0.3, accuracy=(0.5, 0.5, 0.5)):
 
 def test_low_data_verdict_asks_for_a_lead_in_both_worlds():
     def verdict(**of):
-        return low_data.conclude(made_up(low_data.CLAIM, low_data_result(**of))).verdict
+        return low_data.CLAIM.conclude(made_up(low_data.CLAIM, low_data_result(**of))).verdict
 
     assert verdict() == HOLDS
     assert verdict(accuracy=(0.3, 0.31, 0.29)) == FAILS and verdict(full=0.01) == FAILS
@@ -313,9 +379,9 @@ def test_intrinsic_dimension_verdict_and_d90():
         few = {f"subspace_{n}": (0.0, 2.5) for n in (64, 256, 1024)}
         return made_up(intrinsic_dimension.CLAIM, learned(1.0, subspace_4096=(accuracy, 2.5), **few))
 
-    assert intrinsic_dimension.conclude(runs((0.95, 0.96, 0.97))).verdict == HOLDS
-    assert intrinsic_dimension.conclude(runs((0.5, 0.6, 0.55))).verdict == FAILS
-    assert intrinsic_dimension.conclude(runs((0.95, 0.7, 0.97))).verdict == NOISE
+    assert intrinsic_dimension.CLAIM.conclude(runs((0.95, 0.96, 0.97))).verdict == HOLDS
+    assert intrinsic_dimension.CLAIM.conclude(runs((0.5, 0.6, 0.55))).verdict == FAILS
+    assert intrinsic_dimension.CLAIM.conclude(runs((0.95, 0.7, 0.97))).verdict == NOISE
     assert intrinsic_dimension.d90(runs((0.95, 0.96, 0.97))) == 4096
     assert intrinsic_dimension.d90(runs((0.5, 0.6, 0.55))) == 16384
 
@@ -334,7 +400,7 @@ def cut_result(at_eight):
 
 def test_intrinsic_rank_verdict_asks_what_rank_8_keeps():
     def verdict(at_eight):
-        return intrinsic_rank.conclude(made_up(intrinsic_rank.CLAIM, cut_result(at_eight)))
+        return intrinsic_rank.CLAIM.conclude(made_up(intrinsic_rank.CLAIM, cut_result(at_eight)))
 
     assert verdict((0.99, 0.98, 1.0)).verdict == HOLDS
     assert verdict((0.6, 0.7, 0.65)).verdict == FAILS
@@ -355,7 +421,7 @@ def phi_result(top, planted=1.0):
 
 def test_subspaces_verdict_asks_for_the_planted_map_and_a_shared_first_direction():
     def verdict(*of):
-        return subspaces.conclude(made_up(subspaces.CLAIM, phi_result(*of))).verdict
+        return subspaces.CLAIM.conclude(made_up(subspaces.CLAIM, phi_result(*of))).verdict
 
     assert verdict((0.8, 0.82, 0.79)) == HOLDS
     assert verdict((0.2, 0.3, 0.25)) == FAILS and verdict((0.8, 0.82, 0.79), 0.9) == FAILS
@@ -373,7 +439,7 @@ def amplification_result(change, own=5.0):
 
 def test_amplification_verdict_asks_that_delta_avoids_what_w_emphasizes():
     def verdict(*of):
-        return amplification.conclude(made_up(amplification.CLAIM, amplification_result(*of))).verdict
+        return amplification.CLAIM.conclude(made_up(amplification.CLAIM, amplification_result(*of))).verdict
 
     assert verdict((1.0, 1.1, 0.9)) == HOLDS
     assert verdict((0.3, 0.31, 0.29)) == FAILS and verdict((4.0, 4.1, 4.2)) == FAILS
@@ -394,7 +460,7 @@ def init_scaling_result(identity=0.0, zero_a=(0.95, 0.95, 0.95), shift=0.0):
 
 def test_init_scaling_verdict_asks_for_the_identity_equal_starts_and_a_still_rate():
     def verdict(**of):
-        return init_scaling.conclude(made_up(init_scaling.CLAIM, init_scaling_result(**of))).verdict
+        return init_scaling.CLAIM.conclude(made_up(init_scaling.CLAIM, init_scaling_result(**of))).verdict
 
     assert verdict() == HOLDS
     assert verdict(identity=1e-18) == FAILS and verdict(zero_a=(0.5, 0.5, 0.5)) == FAILS and verdict(shift=2.0) == FAILS
@@ -468,6 +534,9 @@ COUNTS = {
 }
 
 
+PER_SHAPE = {part.name for part in latency.PARTS if part.rule}  # of each of three shapes, not of each round
+
+
 @pytest.mark.parametrize("name", [c.id for c in claims.CLAIMS if c.id != "zero_init"])
 def test_the_numbers_of_a_claim_say_what_its_sentence_says(name):
     claim, runs = claims.find([name])[0], all_made_up()[name]
@@ -476,7 +545,7 @@ def test_the_numbers_of_a_claim_say_what_its_sentence_says(name):
     for outcome in outcomes:
         check_numbers(name, outcome)
         for m in outcome.measurements:
-            assert len(m.values) == COUNTS.get(name, {}).get(m.world, 3), m.name
+            assert len(m.values) == COUNTS.get(name, {}).get(m.part.world, 3) or m.part.name in PER_SHAPE, m.part.name
     assert outcomes[0].key != outcomes[1].key
     for of in runs:
         outcome = claim.conclude(shaken(of, np.random.default_rng(0)))  # where no two numbers are the same
@@ -486,7 +555,7 @@ def test_the_numbers_of_a_claim_say_what_its_sentence_says(name):
 
 def test_a_verdict_of_a_world_is_that_worlds_own():
     def verdicts(module, result):
-        return module.conclude(made_up(module.CLAIM, result)).verdicts
+        return module.CLAIM.conclude(made_up(module.CLAIM, result)).verdicts
 
     assert verdicts(rank, rank_result((0.99, 0.98, 1.0), 1e-6)) == {"exact": FAILS, "strings": HOLDS, "text": FAILS}
     assert verdicts(low_data, low_data_result(full=0.01)) == {"exact": FAILS, "strings": HOLDS}
@@ -523,11 +592,7 @@ def shrunk(claim, monkeypatch):
     """The claim's quick configurations, each with the result of a run of a few steps on a tiny base."""
     if claim is latency.CLAIM:
         monkeypatch.setattr(latency, "ROUNDS", 8)  # quick: a quarter
-        monkeypatch.setattr(latency, "SHAPES", {(1, 8): latency.SHAPES[1, 32]})
-    runs = []
-    for c in claim.configurations(Settings(1, quick=True)):
-        runs.append((c, run_short(claim, c)))
-    return runs
+    return [(c, run_short(claim, c)) for c in claim.configurations(Settings(1, quick=True))]
 
 
 @pytest.mark.parametrize(
@@ -558,7 +623,8 @@ def test_every_claim_says_what_it_is_and_no_two_share_a_name():
         claims.find(["ranks"])
 
 
-def test_a_quick_run_decides_exact_claims_only(tmp_path):
+def test_a_quick_run_decides_exact_claims_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
     runs = made_up(rank.CLAIM, rank_result(1.0))
     settings = Settings(3, quick=True)
     row = make_row(rank.CLAIM, runs, settings, 1.25)

@@ -90,7 +90,7 @@ def no_work(monkeypatch):
     def began(*_, **__):
         raise AssertionError("work began")
 
-    for module, name in ((cli, "train"), (cli, "load_model"), (cli, "load_adapter"), (tools, "run_jobs")):
+    for module, name in ((cli, "train"), (cli, "load_model"), (cli, "load_adapter"), (tools, "_sweep")):
         monkeypatch.setattr(module, name, began)
 
 
@@ -302,6 +302,31 @@ def test_the_table_does_not_wait_for_a_picture_that_fails(report, capsys, monkey
     assert drawn == ["rank.png", "low_data.png"]
     page = Path("here/report.html").read_text(encoding="utf-8")
     assert "rank.png could not be drawn: latex could not be found." in page and "low_data.png could" not in page
+
+
+def test_a_figure_is_drawn_again_only_where_its_runs_or_its_code_are_others(report, monkeypatch):
+    from minilora.claims import report as of_report
+
+    drawn = []
+
+    def save(path, draw):
+        drawn.append(path.name)
+        path.write_bytes(b"a picture, no. %d" % len(drawn))
+
+    monkeypatch.setattr(of_report, "save_figure", save)
+    assert report() == 0 and drawn == ["rank.png", "low_data.png"]
+    Path("here/rank.png").write_bytes(b"")
+    assert report() == 0 and len(drawn) == 2
+    assert Path("here/rank.png").read_bytes() == b"a picture, no. 1"
+    assert Path("here/low_data.png").read_bytes() == b"a picture, no. 2"
+    monkeypatch.setattr(of_report, "_drawn_by", lambda: {"code": "another"})
+    assert report() == 0 and len(drawn) == 4
+    monkeypatch.setattr(of_report, "_digest", lambda runs: "of other runs")
+    assert report() == 0 and len(drawn) == 6
+    for file in Path("cache/runs").iterdir():
+        file.write_text("{}")
+    with pytest.warns(UserWarning, match="damaged or was edited"):
+        assert report() == 0 and len(drawn) == 8
 
 
 def test_the_table_is_printed_even_if_it_cannot_be_written(report, capsys, monkeypatch):

@@ -206,7 +206,7 @@ def test_a_claim_is_told_as_soon_as_its_last_run_is_finished(three_claims, tmp_p
     ]  # fmt: skip
     assert told() == ["told slow", "told pair", "told one"]  # what finished before is told at once
     report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
-    assert report["schema"] == 2 and [row["id"] for row in report["claims"]] == ["slow", "pair", "one"]
+    assert report["schema"] == 3 and [row["id"] for row in report["claims"]] == ["slow", "pair", "one"]
     assert told(fresh=True) == first
 
 

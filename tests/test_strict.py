@@ -247,7 +247,7 @@ SHRUNK = {
 @pytest.mark.parametrize("name", SHRUNK)
 def test_a_claim_finds_the_same_numbers_on_the_stand_in(name, tiny_bases, monkeypatch):
     claim = claims.find([name])[0]
-    configuration = next(c for c in claim.configurations(Settings(1, quick=True)) if SHRUNK[name](c))
+    configuration = next(c for c in claim.configurations(Settings(1)) if SHRUNK[name](c))
     monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
     backend.use_backend("numpy")
     expected = run_short(claim, configuration)

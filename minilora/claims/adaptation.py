@@ -26,13 +26,18 @@ from ..optim import Adam, Optimizer, linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..training import DivergedError, counted_targets, evaluate
 from .bases import Draw, adapt, load_base, seed_of, string_draw, text_draw
-from .claim import BITS, Configuration, Experiment, Result, Runs, mean, select
+from .claim import BITS, Configuration, Experiment, Result, Runs, Settings, mean, select
 
 NAME = "adaptation"
 STEPS = {"strings": 300, "text": 400}
 _BATCH = {"strings": 32, "text": 16}
 _LETTERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "in": "fc_in", "out": "fc_out"}
 _WORST = 10.0  # bits; what a run that diverged counts
+
+
+def steps_of(world: str, settings: Settings) -> int:
+    """How long a run of a world takes; a third of that in a quick look, by when LoRA has learned `revupper`."""
+    return STEPS[world] // 3 if settings.quick else STEPS[world]
 
 
 def adaptation(world: str, base: int, task: str, method: str, **changes: Any) -> Configuration:
@@ -197,16 +202,25 @@ def rate(world: str, method: str) -> float:
 # ---- measurements of several runs --------------------------------------------------------------------
 
 
+def trained_for(runs: Runs, world: str) -> int:
+    """The steps of a world's ordinary runs: the fewest, since longer ones stand beside them."""
+    return min(c["steps"] for c, _ in select(runs, experiment=NAME) if c["base"][0] == world)
+
+
 def quality(
     runs: Runs, world: str, method: str, tasks: tuple[str, ...], measure: str, steps: int | None = None, **changes: Any
 ) -> list[float]:
-    """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings."""
-    wanted = {"experiment": NAME, "method": method, "steps": steps or STEPS[world], **changes}
+    """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings; empty where
+    there are none. `steps`: those of the ordinary runs, if not given."""
+    wanted = {"experiment": NAME, "method": method, **changes}
     optional = ("seed", "init_std", "examples")
     cells = [
         (c, r)
         for c, r in select(runs, **wanted)
-        if c["base"][0] == world and c["task"] in tasks and all(c.get(k) == changes.get(k) for k in optional)
+        if c["base"][0] == world
+        and c["task"] in tasks
+        and c["steps"] == (steps or trained_for(runs, world))
+        and all(c.get(k) == changes.get(k) for k in optional)
     ]
     seeds = sorted({c["base"][1] for c, _ in cells})
     return [float(np.mean([r[measure] for c, r in cells if c["base"][1] == s])) for s in seeds]

@@ -1,13 +1,17 @@
-"""What a claim is: one statement of the paper, runs that test it, a rule, and a drawing.
+"""What a claim is: one statement of the paper, runs that test it, the parts that are measured and judged, a drawing.
 
 A claim is a module with `CLAIM = Claim(...)`. Its runs are independent: each is a dictionary (the
 configuration) given to an experiment, which returns a dictionary of numbers; so they can go to any process or
 machine, and each is kept under its configuration once it has finished. Both dictionaries hold what JSON holds.
+
+A part is one number of the claim: its name, its measure, and where it decides, its rule. The rule in words, the verdict
+of each world, the rows of the report and the tests of the rules all come from the parts.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +39,7 @@ class Settings:
     """How much to run: `seeds` bases behind every stochastic number; `quick` for a first look at one."""
 
     seeds: int = 3
-    quick: bool = False
+    quick: bool = False  # strings and what is exact, in fewer and shorter runs
 
     @property
     def bases(self) -> list[int]:
@@ -47,37 +51,74 @@ WORLDS = ("strings", "text", "exact")  # "exact": equalities, and planted proble
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One quantity that a claim measured: a value of each base, or of each round of a clock."""
+class Rule:
+    """What a number must come to: in words with {} for the limit, and as the judge of its values against the limit."""
 
-    name: str  # in words: "share of full fine-tuning at r = 8"
-    world: str  # one of WORLDS, or "time"
-    values: Sequence[float]
-    unit: str = ""  # "%", "bits", "ms", "bytes", or nothing for a plain number
+    words: str
+    limit: float
+    judge: Callable[[Sequence[float], float], str]
+    margin: str = ""  # how surely, where bases scatter
+
+
+@dataclass(frozen=True)
+class Part:
+    """One number of a claim, of each base or of each round of a clock; with a rule, it decides a verdict."""
+
+    name: str  # in words: "share of full fine-tuning, r = 8"
+    world: str  # one of WORLDS, or "time", whose verdicts count as exact
+    measure: Callable[[Runs], Sequence[float]]  # of each base; empty where it was not run
+    unit: str = ""  # "%" (of a measure that is a share of 1), "bits", "ms", "bytes", or nothing for a plain number
+    rule: Rule | None = None
+    what: str = ""  # in the rule's sentence, in the place of the name: once for parts that share it
+    beside: bool = False  # judged, but not among what the claim as a whole depends on
+
+    @property
+    def judged_in(self) -> str:
+        return "exact" if self.world == "time" else self.world
+
+    @property
+    def clause(self) -> str:
+        """The rule in words, with what it is about."""
+        assert self.rule is not None
+        number = f"{self.rule.limit * (100 if self.unit == '%' else 1):g}".replace("e-0", "e-")
+        return f"{self.what or self.name} {self.rule.words.format(f'{number} {self.unit}'.rstrip())}"
+
+    def measured(self, runs: Runs) -> Measurement:
+        """The values, judged where there is a rule for them."""
+        values = [float(v) for v in self.measure(runs)]
+        verdict = self.rule.judge(values, self.rule.limit) if self.rule and values else None
+        shown = [100 * v for v in values] if self.unit == "%" else values
+        return Measurement(self, shown, verdict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came out of a part."""
+
+    part: Part
+    values: Sequence[float]  # in the part's unit
+    verdict: str | None  # None where there is no rule
 
     def as_json(self) -> dict[str, Any]:
-        """Name, world, unit, mean, sample standard deviation (None for a single value), n, every value; and of a clock
-        the quartiles, the median among them.
+        """Name, world, unit, mean, sample standard deviation (None for a single value), n, every value; of a clock the
+        quartiles, the median among them; of what is judged the rule and the verdict.
 
         None is what is no finite number: a share of full fine-tuning where that answered nothing.
         """
-        values = [float(v) for v in self.values]
-        quartiles = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if self.world == "time" else None
+        part, values = self.part, self.values
+        quartiles = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if part.world == "time" else None
         return {
-            "name": self.name,
-            "world": self.world,
-            "unit": self.unit,
+            "name": part.name,
+            "world": part.world,
+            "unit": part.unit,
             "value": _finite(mean(values)),
             "deviation": _finite(deviation(values)) if len(values) > 1 else None,
             "quartiles": quartiles,
             "n": len(values),
             "values": [_finite(v) for v in values],
+            "rule": part.clause if part.rule else None,
+            "verdict": self.verdict,
         }
-
-
-def percent(name: str, world: str, shares: Sequence[float]) -> Measurement:
-    """A measurement in percent, of shares of 1."""
-    return Measurement(name, world, [100 * v for v in shares], "%")
 
 
 def _finite(value: float) -> float | None:
@@ -118,12 +159,57 @@ class Claim:
     statement: str
     where: str  # in the paper
     paper: str  # what the paper reports
-    rule: str  # of the verdict, decided before any run
     exact: bool
     configurations: Callable[[Settings], list[Configuration]]
     experiment: Experiment
-    conclude: Callable[[Runs], Outcome]
+    parts: Sequence[Part]  # with their rules, which were decided before any run
+    key: Callable[[Runs], str]  # the key number, in at most twelve words
+    measured: Callable[[Runs], str]  # the numbers in a sentence
+    spread: Callable[[Runs], str]  # and how far the bases are apart
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
+
+    @property
+    def rule(self) -> str:
+        """Of the verdict, in words: each part's, with one for those that share it."""
+        said = f"holds if{_sentence([part for part in self.parts if part.rule and not part.beside])}"
+        beside = _sentence([part for part in self.parts if part.rule and part.beside])
+        return f"{said}; judged beside it{beside}" if beside else said
+
+    def verdicts(self, runs: Runs) -> dict[str, str]:
+        """World -> verdict there; a world that was not run is missing."""
+        return _by_world([part.measured(runs) for part in self.parts])
+
+    def conclude(self, runs: Runs) -> Outcome:
+        """What these runs come to. Parts that were not run are left out."""
+        measurements = [m for part in self.parts if (m := part.measured(runs)).values]
+        return Outcome(
+            self.measured(runs),
+            self.spread(runs),
+            worst([m.verdict for m in measurements if m.verdict and not m.part.beside]),
+            self.key(runs),
+            _by_world(measurements),
+            measurements,
+        )
+
+
+def _sentence(judged: Sequence[Part]) -> str:
+    """ " a is 0; and, by two standard errors over bases: on strings and on text, b is at least 0.5"."""
+    worlds: dict[tuple[str, str], list[str]] = {}  # (margin, clause) -> where it is asked
+    for part in judged:
+        assert part.rule is not None
+        asked = worlds.setdefault((part.rule.margin, part.clause), [])
+        if part.world in ("strings", "text") and f"on {part.world}" not in asked:
+            asked.append(f"on {part.world}")
+    said: dict[str, list[str]] = {}
+    for (margin, clause), places in worlds.items():
+        said.setdefault(margin, []).append(f"{' and '.join(places)}, {clause}" if places else clause)
+    return "; and".join(f"{margin and f', {margin}:'} {'; '.join(clauses)}" for margin, clauses in said.items())
+
+
+def _by_world(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """World -> the verdict of all that was judged there."""
+    judged = {world: [m.verdict for m in measurements if m.verdict and m.part.judged_in == world] for world in WORLDS}
+    return {world: worst(verdicts) for world, verdicts in judged.items() if verdicts}
 
 
 def seconds_of(call: Callable[[], Any], repeats: int = 1) -> float:
@@ -157,20 +243,70 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1))
 
 
-def at_least(values: Sequence[float], threshold: float) -> str:
-    """Whether the mean reaches a threshold: by more than two standard errors, by less, or neither."""
+_SURELY = "by two standard errors over bases"
+
+
+def at_least(limit: float) -> Rule:
+    """The mean over bases reaches the limit: by more than two standard errors, by less, or not."""
+    return Rule("is at least {}", limit, _at_least, _SURELY)
+
+
+def at_most(limit: float) -> Rule:
+    """The mean over bases stays below the limit, in the same way."""
+    return Rule("is at most {}", limit, lambda values, most: _at_least([most - v for v in values], 0), _SURELY)
+
+
+def always(words: str, limit: float, fulfilled: Callable[[float, float], bool]) -> Rule:
+    """Every value alone fulfils it, as equalities do."""
+    return Rule(words, limit, lambda values, x: HOLDS if all(fulfilled(v, x) for v in values) else FAILS)
+
+
+def always_true() -> Rule:
+    """Of what is 1 where it is so."""
+    return always("on every base", 1, operator.eq)
+
+
+def always_equal(limit: float) -> Rule:
+    return always("is {}", limit, operator.eq)
+
+
+def always_above(limit: float) -> Rule:
+    return always("is above {}", limit, operator.gt)
+
+
+def always_within(limit: float) -> Rule:
+    """For errors, which are no less than 0."""
+    return always("is at most {}", limit, operator.le)
+
+
+def _at_least(values: Sequence[float], limit: float) -> str:
     margin = 2 * deviation(values) / math.sqrt(len(values))
     center = mean(values)
     if not all(math.isfinite(v) for v in values):
         return FAILS
-    if center - margin >= threshold:
+    if center - margin >= limit:
         return HOLDS
-    return FAILS if center + margin < threshold else NOISE
+    return FAILS if center + margin < limit else NOISE
 
 
-def worst(verdicts: Sequence[str]) -> str:
+def worst(verdicts: Sequence[str | None]) -> str:
     """The verdict of several parts that must all hold."""
     return next((v for v in (FAILS, NOISE) if v in verdicts), HOLDS)
+
+
+def each(fn: Callable[..., float], *values: Sequence[float]) -> list[float]:
+    """fn of the values of every base; none where one of them was not run."""
+    return [fn(*of_base) for of_base in zip(*values, strict=True)] if all(values) else []
+
+
+def share(part: float, whole: float) -> float:
+    """Of a whole that may be 0, of which no share is a number."""
+    return part / whole if whole else math.nan
+
+
+def of(measure: Callable[..., Sequence[float]], *settings: Any) -> Callable[[Runs], Sequence[float]]:
+    """The measure of a part, with its settings."""
+    return lambda runs: measure(runs, *settings)
 
 
 def select(runs: Runs, **wanted: Any) -> list[tuple[Configuration, Result]]:

@@ -7,13 +7,13 @@ fine-tuning is Aghajanyan's d₉₀. LoRA is another small ΔΦ(Θ), drawn at it
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from .adaptation import EXPERIMENT, STEPS, adaptation, quality
-from .claim import Claim, Configuration, Measurement, Outcome, Runs, Settings, at_least, deviation, mean, percent
+from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
+from .claim import Claim, Configuration, Part, Runs, Settings, at_least, deviation, each, mean, of, share
 from .figures import BLUE, GRAY, ORANGE, band, point
 
 TASK = "revupper"
@@ -23,8 +23,13 @@ ASKED = 4096  # the n of the verdict: below 4 % of the parameters
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    methods = (*(f"subspace {n}" for n in DIMENSIONS), *LORAS, "full")
-    return [adaptation("strings", s, TASK, method) for s in settings.bases for method in methods]
+    dimensions, loras = (DIMENSIONS[::3], LORAS[:2]) if settings.quick else (DIMENSIONS, LORAS)
+    methods, steps = (*map(_subspace, dimensions), *loras, "full"), steps_of("strings", settings)
+    return [adaptation("strings", s, TASK, method, steps=steps) for s in settings.bases for method in methods]
+
+
+def _subspace(n: int) -> str:
+    return f"subspace {n}"
 
 
 def accuracy(runs: Runs, method: str) -> list[float]:
@@ -33,12 +38,20 @@ def accuracy(runs: Runs, method: str) -> list[float]:
 
 
 def share_of_full(runs: Runs, method: str) -> list[float]:
-    return [a / f if f else math.nan for a, f in zip(accuracy(runs, method), accuracy(runs, "full"), strict=True)]
+    return each(share, accuracy(runs, method), accuracy(runs, "full"))
+
+
+def methods_run(runs: Runs, methods: Iterable[str]) -> list[str]:
+    return [m for m in methods if accuracy(runs, m)]
+
+
+def dimensions_run(runs: Runs) -> list[int]:
+    return [n for n in DIMENSIONS if accuracy(runs, _subspace(n))]
 
 
 def d90(runs: Runs) -> int | None:
     """The smallest n whose mean share of full fine-tuning is at least 90 %; None where none is."""
-    return next((n for n in DIMENSIONS if mean(share_of_full(runs, f"subspace {n}")) >= 0.9), None)
+    return next((n for n in dimensions_run(runs) if mean(share_of_full(runs, _subspace(n))) >= 0.9), None)
 
 
 def trained(runs: Runs, method: str) -> list[float]:
@@ -46,44 +59,55 @@ def trained(runs: Runs, method: str) -> list[float]:
     return quality(runs, "strings", method, (TASK,), "trainable")
 
 
-def measurements(runs: Runs) -> list[Measurement]:
-    methods = {f"n = {n:,}": f"subspace {n}" for n in DIMENSIONS} | {m: m for m in LORAS}
-    return [
-        *(
-            percent(f"share of full fine-tuning, {name}", "strings", share_of_full(runs, m))
-            for name, m in methods.items()
-        ),
-        *(percent(f"answered, {name}", "strings", accuracy(runs, m)) for name, m in methods.items()),
-        percent("answered, full", "strings", accuracy(runs, "full")),
-        *(Measurement(f"trained parameters, {m}", "strings", trained(runs, m)) for m in (*LORAS, "full")),
-    ]
+NAMES = {f"n = {n:,}": _subspace(n) for n in DIMENSIONS} | {m: m for m in LORAS}
+PARTS = (
+    *(
+        Part(
+            f"share of full fine-tuning, {name}",
+            "strings",
+            of(share_of_full, method),
+            "%",
+            rule=at_least(0.9) if method == _subspace(ASKED) else None,
+            what=f"what training within {ASKED:,} random directions answers, as a share of full fine-tuning's,",
+        )
+        for name, method in NAMES.items()
+    ),
+    *(Part(f"answered, {name}", "strings", of(accuracy, method), "%") for name, method in NAMES.items()),
+    Part("answered, full", "strings", of(accuracy, "full"), "%"),
+    *(Part(f"trained parameters, {m}", "strings", of(trained, m)) for m in (*LORAS, "full")),
+)
 
 
-def conclude(runs: Runs) -> Outcome:
-    shares = {n: share_of_full(runs, f"subspace {n}") for n in DIMENSIONS}
+def key(runs: Runs) -> str:
+    asked, full = accuracy(runs, _subspace(ASKED)), accuracy(runs, "full")
+    return f"{ASKED:,} answer {100 * mean(asked):.0f} %, full {100 * mean(full):.0f} %"
+
+
+def measured(runs: Runs) -> str:
+    shares = {n: share_of_full(runs, _subspace(n)) for n in dimensions_run(runs)}
     reached, total = d90(runs), trained(runs, "full")[0]
-    verdict = at_least(shares[ASKED], 0.9)
     lora = ", ".join(
-        f"{trained(runs, m)[0]:,.0f} (r = {m.split()[-1]}): {100 * mean(share_of_full(runs, m)):.0f}" for m in LORAS
+        f"{trained(runs, m)[0]:,.0f} (r = {m.split()[-1]}): {100 * mean(share_of_full(runs, m)):.0f}"
+        for m in methods_run(runs, LORAS)
     )
-    return Outcome(
-        f"random subspace of n directions, share of full fine-tuning after {STEPS['strings']} steps (%): "
+    return (
+        f"random subspace of n directions, share of full fine-tuning after {trained_for(runs, 'strings')} steps (%): "
         f"{', '.join(f'{n:,}: {100 * mean(s):.0f}' for n, s in shares.items())}; d₉₀ "
-        f"{'is not reached' if reached is None else f'≤ {reached:,}'} of {total:,.0f}; LoRA at its parameters {lora}",
-        f"n = {ASKED:,}: ±{100 * deviation(shares[ASKED]):.0f} %",
-        verdict,
-        key=f"{ASKED:,} answer {100 * mean(accuracy(runs, f'subspace {ASKED}')):.0f} %, "
-        f"full {100 * mean(accuracy(runs, 'full')):.0f} %",
-        verdicts={"strings": verdict},
-        measurements=measurements(runs),
+        f"{'is not reached' if reached is None else f'≤ {reached:,}'} of {total:,.0f}; LoRA at its parameters {lora}"
     )
+
+
+def spread(runs: Runs) -> str:
+    return f"n = {ASKED:,}: ±{100 * deviation(share_of_full(runs, _subspace(ASKED))):.0f} %"
 
 
 def draw(runs: Runs, figure: Any) -> None:
     ax = figure.subplots()
-    values = 100 * np.array([accuracy(runs, f"subspace {n}") for n in DIMENSIONS]).T
-    band(ax, DIMENSIONS, values, ORANGE, "random subspace θ₀ + Pz of n directions", marker="o")
-    for number, method in enumerate(LORAS):
+    dimensions = dimensions_run(runs)
+    values = 100 * np.array([accuracy(runs, _subspace(n)) for n in dimensions]).T
+    band(ax, dimensions, values, ORANGE, "random subspace θ₀ + Pz of n directions", marker="o")
+    loras = methods_run(runs, LORAS)
+    for number, method in enumerate(loras):
         x = trained(runs, method)[0]
         point(
             ax,
@@ -91,7 +115,7 @@ def draw(runs: Runs, figure: Any) -> None:
             [100 * a for a in accuracy(runs, method)],
             BLUE,
             "s",
-            None if number else "LoRA on q, v: r = 1, 4, 16",
+            None if number else f"LoRA on q, v: r = {', '.join(m.split()[-1] for m in loras)}",
         )
     full = mean(accuracy(runs, "full"))
     total = trained(runs, "full")[0]
@@ -117,13 +141,12 @@ CLAIM = Claim(
     where="§1",
     paper="over-parametrized models reside on a low intrinsic dimension (Aghajanyan et al.: RoBERTa reaches 90 % on "
     "MRPC with about 200 directions)",
-    rule=(
-        f"holds if training within {ASKED:,} random directions reaches 0.9 of full fine-tuning's accuracy on a string "
-        "task, by two standard errors over bases"
-    ),
     exact=False,
     configurations=configurations,
     experiment=EXPERIMENT,
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

@@ -15,38 +15,28 @@ from ..analysis import spectrum, truncate
 from ..backend import asarray
 from ..nn import Linear
 from ..training import evaluate, evaluate_exact_match
-from .adaptation import adaptation, held_out, learn, quality
+from .adaptation import adaptation, held_out, learn, quality, steps_of
 from .bases import load_base
-from .claim import (
-    BITS,
-    Claim,
-    Configuration,
-    Experiment,
-    Measurement,
-    Outcome,
-    Result,
-    Runs,
-    Settings,
-    at_least,
-    deviation,
-    mean,
-    percent,
-)
+from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings, at_least, deviation, mean, of
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
 
-TASKS = ("pairs", "revupper")
+TASKS: tuple[str, ...] = ("pairs", "revupper")
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64)
 SMALL = 8  # the k that the verdict asks about
-LORA_RANKS = (1, 2, 4, 8, 16, 64)
+LORA_RANKS: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = settings.bases
-    tasks = TASKS[1:] if settings.quick else TASKS
-    truncations = [("strings", s, task) for s in seeds for task in tasks] + [("text", s, "code") for s in seeds]
+    seeds, steps, tasks, ranks = settings.bases, steps_of("strings", settings), TASKS, LORA_RANKS
+    if settings.quick:
+        tasks, ranks = TASKS[1:], (1, 4, SMALL, 64)
+    truncated = [
+        *(adaptation("strings", s, task, "full", steps=steps) for s in seeds for task in tasks),
+        *(adaptation("text", s, "code", "full") for s in seeds if not settings.quick),
+    ]
     return [
-        *({**adaptation(*of, "full"), "experiment": "intrinsic_rank"} for of in truncations),
-        *(adaptation("strings", s, task, f"lora q,v {r}") for s in seeds for task in tasks for r in LORA_RANKS),
+        *({**c, "experiment": "intrinsic_rank"} for c in truncated),
+        *(adaptation("strings", s, task, f"lora q,v {r}", steps=steps) for s in seeds for task in tasks for r in ranks),
     ]
 
 
@@ -84,20 +74,9 @@ def kept(runs: Runs, world: str, task: str | None = None) -> list[list[float]]:
     return [np.mean(of_base[s], axis=0).tolist() for s in sorted(of_base)]
 
 
-def remains(runs: Runs, world: str) -> dict[int, list[float]]:
-    """Of each k: of each base, the share that `kept` says."""
-    return dict(zip(CUTS, (list(of_bases) for of_bases in zip(*kept(runs, world), strict=True)), strict=True))
-
-
-def measurements(runs: Runs) -> list[Measurement]:
-    return [
-        *(
-            percent(f"remains of full fine-tuning at rank {k}", world, shares)
-            for world in ("strings", "text")
-            for k, shares in remains(runs, world).items()
-        ),
-        *(percent(f"answered, LoRA on q, v at r = {r}", "strings", answered(runs, r)) for r in LORA_RANKS),
-    ]
+def remains(runs: Runs, world: str, k: int) -> list[float]:
+    """Of each base, the share that `kept` says of that k."""
+    return [shares[CUTS.index(k)] for shares in kept(runs, world)]
 
 
 def answered(runs: Runs, r: int) -> list[float]:
@@ -105,56 +84,75 @@ def answered(runs: Runs, r: int) -> list[float]:
     return quality(runs, "strings", f"lora q,v {r}", TASKS, "accuracy")
 
 
-def conclude(runs: Runs) -> Outcome:
-    strings, text = (remains(runs, world) for world in ("strings", "text"))
-    verdicts = {
-        "strings": at_least(strings[SMALL], 0.95),
-        "text": at_least(text[SMALL], 0.95),  # shown beside the rule
-    }
-    on_strings = ", ".join(f"{k}: {100 * mean(strings[k]):.0f}" for k in (0, 1, 4, 8, 16))
-    on_text = ", ".join(f"{k}: {100 * mean(text[k]):.0f}" for k in (1, 4, 8, 16))
-    return Outcome(
-        f"share of full fine-tuning that remains when every ΔW is cut to rank k (%): strings {on_strings}; text "
-        f"{on_text} ({verdicts['text']} there); LoRA on q, v at r = {SMALL} answers "
-        f"{100 * mean(answered(runs, SMALL)):.0f} %",
-        f"strings k = {SMALL}: ±{100 * deviation(strings[SMALL]):.0f} %; text ±{100 * deviation(text[SMALL]):.0f} %",
-        verdicts["strings"],
-        key=f"rank {SMALL} of 64 keeps {100 * mean(strings[SMALL]):.0f} % of it",
-        verdicts=verdicts,
-        measurements=measurements(runs),
+WHAT = {
+    "strings": f"what every ΔW of full fine-tuning, cut to rank {SMALL} of 64, still answers, as a share of all of it,",
+    "text": f"the share of the linear ΔW's gain that rank {SMALL} keeps",
+}
+PARTS = (
+    *(
+        Part(
+            f"remains of full fine-tuning at rank {k}",
+            world,
+            of(remains, world, k),
+            "%",
+            rule=at_least(0.95) if k == SMALL else None,
+            what=what,
+            beside=world == "text",
+        )
+        for world, what in WHAT.items()
+        for k in CUTS
+    ),
+    *(Part(f"answered, LoRA on q, v at r = {r}", "strings", of(answered, r), "%") for r in LORA_RANKS),
+)
+
+
+def key(runs: Runs) -> str:
+    return f"rank {SMALL} of 64 keeps {100 * mean(remains(runs, 'strings', SMALL)):.0f} % of it"
+
+
+def measured(runs: Runs) -> str:
+    def shares(world: str, cuts: tuple[int, ...]) -> str:
+        return ", ".join(f"{k}: {100 * mean(remains(runs, world, k)):.0f}" for k in cuts)
+
+    said = (
+        "share of full fine-tuning that remains when every ΔW is cut to rank k (%): strings "
+        f"{shares('strings', (0, 1, 4, 8, 16))}"
     )
+    if verdict := CLAIM.verdicts(runs).get("text"):
+        said += f"; text {shares('text', (1, 4, 8, 16))} ({verdict} there)"
+    return f"{said}; LoRA on q, v at r = {SMALL} answers {100 * mean(answered(runs, SMALL)):.0f} %"
+
+
+def spread(runs: Runs) -> str:
+    said = f"strings k = {SMALL}: ±{100 * deviation(remains(runs, 'strings', SMALL)):.0f} %"
+    text = remains(runs, "text", SMALL)
+    return f"{said}; text ±{100 * deviation(text):.0f} %" if text else said
 
 
 def draw(runs: Runs, figure: Any) -> None:
     figure.set_size_inches(12.5, 4.2)
     left, right = figure.subplots(1, 2)
-    for world, color, label in (("strings", BLUE, "strings"), ("text", ORANGE, "text")):
-        energies = [r["energy"] for c, r in runs if "energy" in r and c["base"][0] == world]
-        band(left, np.arange(1, 65), 100 * np.array(energies), color, label)
-    half = {
-        world: 1
-        + int(np.argmax(np.mean([r["energy"] for c, r in runs if "energy" in r and c["base"][0] == world], 0) > 0.9))
-        for world in ("strings", "text")
-    }
+    half = {}
+    for world, color in (("strings", BLUE), ("text", ORANGE)):
+        if energies := [r["energy"] for c, r in runs if "energy" in r and c["base"][0] == world]:
+            band(left, np.arange(1, 65), 100 * np.array(energies), color, world)
+            half[world] = 1 + int(np.argmax(np.mean(energies, 0) > 0.9))
     left.set(xscale="log", xlabel="first k singular values", ylabel="share of ‖ΔW‖² (%), mean of all matrices")
-    left.set_title(f"Full ΔW: 90 % in {half['strings']} (strings) and {half['text']} (text) of 64")
+    left.set_title(f"Full ΔW: 90 % in {' and '.join(f'{k} ({world})' for world, k in half.items())} of 64")
     x = np.arange(len(CUTS))
     for task, color in zip(TASKS, (BLUE, GREEN), strict=True):
         if shares := kept(runs, "strings", task):
             band(right, x, 100 * np.array(shares), color, f"strings, {task}", marker="o")
     if shares := kept(runs, "text"):
         band(right, x, 100 * np.array(shares), ORANGE, "text (of the linear ΔW's gain)", marker="o")
-    lora = [quality(runs, "strings", f"lora q,v {r}", TASKS, "accuracy") for r in LORA_RANKS]
-    places = [CUTS.index(r) for r in LORA_RANKS]
-    right.plot(places, [100 * mean(v) for v in lora], "x--", color=PURPLE, label="LoRA on q, v at r = k (% answered)")
+    ranks = [r for r in LORA_RANKS if answered(runs, r)]
+    lora = [100 * mean(answered(runs, r)) for r in ranks]
+    right.plot([CUTS.index(r) for r in ranks], lora, "x--", color=PURPLE, label="LoRA on q, v at r = k (% answered)")
     right.axhline(100, color=GRAY, linewidth=1, linestyle=":")
     right.set_xticks(x, [str(k) for k in CUTS])
     right.set(xlabel="rank k that every ΔW is cut to", ylabel="remains of full fine-tuning (%)", ylim=(-8, 108))
-    place = CUTS.index(SMALL)
-    right.set_title(
-        f"k = {SMALL} keeps {100 * mean([s[place] for s in kept(runs, 'strings')]):.0f} % on strings, "
-        f"{100 * mean([s[place] for s in kept(runs, 'text')]):.0f} % on text"
-    )
+    keeps = [f"{100 * mean(remains(runs, world, SMALL)):.0f} % on {world}" for world in half]
+    right.set_title(f"k = {SMALL} keeps {', '.join(keeps)}")
     for ax in (left, right):
         ax.legend(loc="lower right", fontsize=8)
     left.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
@@ -167,14 +165,12 @@ CLAIM = Claim(
     statement="What full fine-tuning changes has a low rank",
     where="§1, §4.1",
     paper="a hypothesis: updates have a low intrinsic rank; r = 1 to 8 suffices for GPT-3",
-    rule=(
-        f"holds if, on string tasks, cutting every ΔW of full fine-tuning to rank {SMALL} of 64 keeps 0.95 of its "
-        "accuracy, by two standard errors over bases; text, where the share of the linear ΔW's gain counts, is shown "
-        "beside it"
-    ),
     exact=False,
     configurations=configurations,
     experiment=Experiment(run, version=2),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

@@ -7,6 +7,8 @@ prefixes take positions of the context, so that less of a long text is read.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,20 +26,25 @@ from .claim import (
     Claim,
     Configuration,
     Experiment,
-    Measurement,
-    Outcome,
+    Part,
     Result,
+    Rule,
     Runs,
     Settings,
+    always_above,
     deviation,
+    each,
     mean,
+    of,
     repeats_for,
     seconds_of,
     select,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
 
-SHAPES = {  # batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
+SHAPES: dict[
+    tuple[int, int], tuple[str, float, float]
+] = {  # batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
     (8, 128): ("32 x 512", 2.2, 3.0),
     (4, 64): ("16 x 256", 5.0, 8.4),
     (1, 32): ("1 x 128", 20.7, 30.3),
@@ -52,12 +59,13 @@ REFERENCE = "lora q,v 4"
 
 def configurations(settings: Settings) -> list[Configuration]:
     seeds = settings.bases
-    prefixes = PREFIXES[::2] if settings.quick else PREFIXES
+    if settings.quick:
+        return [{"batch": B, "time": T, "rounds": ROUNDS // 4} for B, T in list(SHAPES)[1:]]
     return [
-        *({"batch": B, "time": T, "rounds": ROUNDS // 4 if settings.quick else ROUNDS} for B, T in SHAPES),
+        *({"batch": B, "time": T, "rounds": ROUNDS} for B, T in SHAPES),
         *(adaptation("text", s, "code", REFERENCE) for s in seeds),
         # one learning rate for all lengths, tuned at 8
-        *(adaptation("text", s, "code", f"prefix {P}", lr=rate("text", "prefix 8")) for s in seeds for P in prefixes),
+        *(adaptation("text", s, "code", f"prefix {P}", lr=rate("text", "prefix 8")) for s in seeds for P in PREFIXES),
     ]
 
 
@@ -102,10 +110,17 @@ def run(configuration: Configuration) -> Result:
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def of_rounds(runs: Runs, B: int, T: int, variant: str) -> np.ndarray:
+def of_rounds(runs: Runs, B: int, T: int, variant: str) -> list[float]:
     """A variant's time over the base's, in each round."""
-    times = select(runs, batch=B, time=T)[0][1]["milliseconds"]
-    return np.array(times[variant]) / np.array(times["base"])
+    found = select(runs, batch=B, time=T)
+    if not found:
+        return []
+    times = found[0][1]["milliseconds"]
+    return (np.array(times[variant]) / np.array(times["base"])).tolist()
+
+
+def shapes_run(runs: Runs) -> list[tuple[int, int]]:
+    return [shape for shape in SHAPES if of_rounds(runs, *shape, "base again")]
 
 
 def ratios(runs: Runs, B: int, T: int, variant: str) -> tuple[float, float, float]:
@@ -114,9 +129,11 @@ def ratios(runs: Runs, B: int, T: int, variant: str) -> tuple[float, float, floa
     return float(low), float(middle), float(high)
 
 
-def free(runs: Runs) -> dict[tuple[int, int], bool]:
-    """Of each shape, whether the merged model's median is within the quartiles of base against base, or faster."""
-    return {shape: ratios(runs, *shape, "LoRA merged")[1] <= ratios(runs, *shape, "base again")[2] for shape in SHAPES}
+def over_the_base_itself(runs: Runs, variant: str, quartile: int) -> list[float]:
+    """Of each shape, a quartile of a variant's ratios (1: the median) over the upper quartile of base against base."""
+    return [
+        ratios(runs, *shape, variant)[quartile] / ratios(runs, *shape, "base again")[2] for shape in shapes_run(runs)
+    ]
 
 
 def bits_at_end(runs: Runs, method: str) -> list[float]:
@@ -124,93 +141,111 @@ def bits_at_end(runs: Runs, method: str) -> list[float]:
     return quality(runs, "text", method, ("code",), "bits_at_end")
 
 
-def measurements(runs: Runs) -> list[Measurement]:
-    reference = bits_at_end(runs, REFERENCE)
-    eaten = {
-        P: [b - a for a, b in zip(reference, bits, strict=True)]
+def prefixes_run(runs: Runs) -> list[int]:
+    return [P for P in PREFIXES if bits_at_end(runs, f"prefix {P}")]
+
+
+def lost_to(runs: Runs, P: int) -> list[float]:
+    """Of each base, how many bits more a prefix of P loses at the end of a window than LoRA."""
+    return each(operator.sub, bits_at_end(runs, f"prefix {P}"), bits_at_end(runs, REFERENCE))
+
+
+def _at_every_shape(values: Sequence[float], limit: float) -> str:
+    slower = [v > limit for v in values]
+    return FAILS if all(slower) else NOISE if any(slower) else HOLDS
+
+
+PARTS = (
+    *(
+        Part(f"{variant} over base, {B} x {T}", "time", of(of_rounds, B, T, variant))
+        for B, T in SHAPES
+        for variant in VARIANTS
+    ),
+    Part(
+        "LoRA merged, median over the upper quartile of base again",
+        "time",
+        of(over_the_base_itself, "LoRA merged", 1),
+        rule=Rule("is at most {} at every shape (does not hold if at none)", 1, _at_every_shape),
+        what="the median time of merged LoRA over the upper quartile of the base's own, both over the base's,",
+    ),
+    Part(
+        "adapters (Houlsby), lower quartile over the upper quartile of base again",
+        "time",
+        of(over_the_base_itself, "adapters (Houlsby)", 0),
+        rule=always_above(1),
+        what="the lower quartile of adapters (Houlsby) over the same",
+    ),
+    Part(f"loss at the end, {REFERENCE}", "text", of(bits_at_end, REFERENCE), "bits"),
+    *(
+        Part(
+            f"loss at the end, prefix leaving {64 - P} of 64 positions, minus {REFERENCE}",
+            "text",
+            of(lost_to, P),
+            "bits",
+        )
         for P in PREFIXES
-        if (bits := bits_at_end(runs, f"prefix {P}"))
-    }
-    return [
-        *(
-            Measurement(f"{variant} over base, {B} x {T}", "time", of_rounds(runs, B, T, variant).tolist())
-            for B, T in SHAPES
-            for variant in VARIANTS
-        ),
-        Measurement(f"loss at the end, {REFERENCE}", "text", reference, "bits"),
-        *(
-            Measurement(
-                f"loss at the end, prefix leaving {64 - P} of 64 positions, minus {REFERENCE}", "text", v, "bits"
-            )
-            for P, v in eaten.items()
-        ),
-    ]
+    ),
+)
 
 
-def conclude(runs: Runs) -> Outcome:
-    is_free = free(runs)
+def key(runs: Runs) -> str:
+    merged = [ratios(runs, *shape, "LoRA merged")[1] for shape in shapes_run(runs)]
+    return f"merged {min(merged):.3f} to {max(merged):.3f} of the base"
+
+
+def measured(runs: Runs) -> str:
     shown = "; ".join(
-        f"{B} x {T}: " + ", ".join(f"{name} {ratios(runs, B, T, name)[1]:.3f}" for name in VARIANTS) for B, T in SHAPES
+        f"{B} x {T}: " + ", ".join(f"{name} {ratios(runs, B, T, name)[1]:.3f}" for name in VARIANTS)
+        for B, T in shapes_run(runs)
     )
-    widest = max(ratios(runs, *shape, "base again")[2] - ratios(runs, *shape, "base again")[0] for shape in SHAPES)
-    slow = all(
-        ratios(runs, *shape, "adapters (Houlsby)")[0] > ratios(runs, *shape, "base again")[2] for shape in SHAPES
+    said = f"time over the base's, {shown}; products in a row per block: 4, with adapters 6 (Lin) and 8 (Houlsby)"
+    if prefixes := prefixes_run(runs):
+        reference = mean(bits_at_end(runs, REFERENCE))
+        lost = ", ".join(f"{64 - P}: {mean(bits_at_end(runs, f'prefix {P}')) - reference:+.2f}" for P in prefixes)
+        said += f"; bits against LoRA when a prefix leaves of 64 positions {lost}"
+    return said
+
+
+def spread(runs: Runs) -> str:
+    widest = max(
+        ratios(runs, *shape, "base again")[2] - ratios(runs, *shape, "base again")[0] for shape in shapes_run(runs)
     )
+    said = f"quartiles of base against base up to {widest:.3f} apart"
     reference = bits_at_end(runs, REFERENCE)
-    eaten = ", ".join(
-        f"{64 - P}: {mean(bits_at_end(runs, f'prefix {P}')) - mean(reference):+.2f}"
-        for P in PREFIXES
-        if bits_at_end(runs, f"prefix {P}")
-    )
-    merged = [ratios(runs, *shape, "LoRA merged")[1] for shape in SHAPES]
-    if all(is_free.values()) and slow:
-        verdict = HOLDS
-    elif not any(is_free.values()) or not slow:
-        verdict = FAILS
-    else:
-        verdict = NOISE
-    return Outcome(
-        f"time over the base's, {shown}; products in a row per block: 4, with adapters 6 (Lin) and 8 (Houlsby); bits "
-        f"against LoRA when a prefix leaves of 64 positions {eaten}",
-        f"quartiles of base against base up to {widest:.3f} apart; bits ±{deviation(reference):.2f}",
-        verdict,
-        key=f"merged {min(merged):.3f} to {max(merged):.3f} of the base",
-        verdicts={"exact": verdict},  # the clock's: the models are of no world, and a merged one is the base in kind
-        measurements=measurements(runs),
-    )
+    return f"{said}; bits ±{deviation(reference):.2f}" if reference else said
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    figure.set_size_inches(12.5, 4.4)
-    left, right = figure.subplots(1, 2, width_ratios=(1.8, 1))
+    present = prefixes_run(runs)
+    figure.set_size_inches(12.5 if present else 8.0, 4.4)
+    left, *others = figure.subplots(1, 2, width_ratios=(1.8, 1)) if present else [figure.subplots()]
     colors = (GRAY, BLUE, SKY, GREEN, RED, PURPLE)
     for number, (variant, color) in enumerate(zip(VARIANTS, colors, strict=True)):
-        for place, shape in enumerate(SHAPES):
+        for place, shape in enumerate(shapes_run(runs)):
             low, middle, high = (100 * (x - 1) for x in ratios(runs, *shape, variant))
             x = place + (number - 2.5) * 0.12
             label = variant if place == 0 else None
             left.errorbar(
                 [x], [middle], [[middle - low], [high - middle]], fmt="o", color=color, capsize=2, label=label
             )
-    for place, (_, lin, houlsby) in enumerate(SHAPES.values()):
+    for place, (_, lin, houlsby) in enumerate(SHAPES[shape] for shape in shapes_run(runs)):
         for number, value in ((3, lin), (4, houlsby)):
             label = "paper, GPT-2 M on a GPU" if (place, number) == (0, 3) else None
             left.plot([place + (number - 2.5) * 0.12 + 0.05], [value], "x", color="black", label=label)
     left.axhline(0, color=GRAY, linewidth=1)
-    left.set_xticks(range(len(SHAPES)), [f"{B} x {T}\n(paper: {name})" for (B, T), (name, *_) in SHAPES.items()])
+    names = [f"{B} x {T}\n(paper: {SHAPES[B, T][0]})" for B, T in shapes_run(runs)]
+    left.set_xticks(range(len(names)), names)
     left.set(ylabel="forward pass, % over the base", xlabel="batch x time; bars are quartiles")
-    merged = max(abs(ratios(runs, *shape, "LoRA merged")[1] - 1) for shape in SHAPES)
+    merged = max(abs(ratios(runs, *shape, "LoRA merged")[1] - 1) for shape in shapes_run(runs))
     left.set_title(f"Merged LoRA: within {100 * merged:.1f} % of the base")
     left.legend(fontsize=8, loc="upper left")
-    present = [P for P in PREFIXES if bits_at_end(runs, f"prefix {P}")]
-    band(
-        right,
-        [64 - P for P in present],
-        np.array([bits_at_end(runs, f"prefix {P}") for P in present]).T,
-        PURPLE,
-        "prefix tuning",
-        marker="o",
-    )
+    for right in others:
+        _draw_prefixes(runs, right, present)
+
+
+def _draw_prefixes(runs: Runs, right: Any, present: list[int]) -> None:
+    at_end = np.array([bits_at_end(runs, f"prefix {P}") for P in present]).T
+    band(right, [64 - P for P in present], at_end, PURPLE, "prefix tuning", marker="o")
     right.axhline(mean(bits_at_end(runs, REFERENCE)), color=BLUE, label="LoRA on q, v, r = 4: all 64 positions")
     right.invert_xaxis()
     right.set(xlabel="positions of 64 that the prefix leaves", ylabel="bits/character, last 16 of each window")
@@ -226,14 +261,12 @@ CLAIM = Claim(
     statement="Merged, LoRA adds no latency; adapters do",
     where="§3, §4.1, Table 1",
     paper="GPT-2 medium, over LoRA: AdapterL +2.2, +5.0, +20.7 %, AdapterH +3.0, +8.4, +30.3 %",
-    rule=(
-        "holds if at every shape the median ratio merged/base is at most the upper quartile of base/base, and the "
-        "lower quartile of adapters (Houlsby)/base is above it; does not hold if merged is slower at every shape or "
-        "adapters are not; within noise otherwise"
-    ),
     exact=False,
     configurations=configurations,
     experiment=Experiment(run, alone=True),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

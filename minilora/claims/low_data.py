@@ -7,6 +7,7 @@ Forgetting is what full fine-tuning is said to do more of; the paper does not cl
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -16,52 +17,58 @@ from ..data import fixed
 from ..optim import Adam, linear_schedule
 from ..tasks import PRETRAINING, planted
 from ..training import evaluate, evaluate_exact_match
-from .adaptation import STEPS, adaptation, held_out, prepare, quality, rate
+from .adaptation import STEPS, adaptation, held_out, prepare, quality, rate, steps_of
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import (
     BITS,
     Claim,
     Configuration,
     Experiment,
-    Measurement,
-    Outcome,
+    Part,
     Result,
     Runs,
     Settings,
     at_least,
     deviation,
+    each,
     mean,
-    percent,
+    of,
     select,
-    worst,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
 from .planted import fit
 
 D, RANK, EXAMPLES, NOISE_LEVEL = 32, 2, 64, 0.1  # the planted problem
-RANKS = (2, 4, 8, 16, 32)
-FEW = (16, 64, 256, 1024)
+RANKS: tuple[int, ...] = (2, 4, 8, 16, 32)
+FEW: tuple[int, ...] = (16, 64, 256, 1024)
 TASK, SMALL = "revupper", "lora q,v 8"
 FORGETTING = ("full", SMALL, "lora all 16")
 PAPER = {"100": (60.2, 63.8), "1k": (85.8, 85.6), "10k": (88.9, 89.2), "392k": (89.5, 91.7)}  # MNLI: full, LoRA
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = settings.bases
-    few = FEW[::2] if settings.quick else FEW
-    planted_seeds = 1 if settings.quick else 3 * settings.seeds
+    seeds, steps, few, ranks, planted_seeds = settings.bases, steps_of("strings", settings), FEW, RANKS, 3
+    forgetting = [("text", m) for m in FORGETTING] + [("strings", m) for m in ("full", SMALL)]
+    if settings.quick:
+        few, ranks, planted_seeds, forgetting = FEW[1:2], RANKS[::2], 1, []
     return [
-        *({"world": "planted", "seed": s, "r": r} for s in range(planted_seeds) for r in (*RANKS, "full")),
-        *(adaptation("strings", s, TASK, m, examples=n) for s in seeds for n in few for m in ("full", SMALL)),
         *(
-            {"base": ["text", s], "method": m, "lr": rate("text", m), "steps": STEPS["text"]}
-            for s in seeds
-            for m in (FORGETTING[:2] if settings.quick else FORGETTING)
+            {"world": "planted", "seed": s, "r": r}
+            for s in range(planted_seeds * settings.seeds)
+            for r in (*ranks, "full")
         ),
         *(
-            {"base": ["strings", s], "method": m, "lr": rate("strings", m), "steps": STEPS["strings"]}
+            adaptation("strings", s, TASK, m, examples=n, steps=steps)
             for s in seeds
+            for n in few
             for m in ("full", SMALL)
+        ),
+        *(
+            {"base": [world, s], "method": m, "lr": rate(world, m), "steps": STEPS[world]}
+            for world in ("text", "strings")
+            for s in seeds
+            for where, m in forgetting
+            if where == world
         ),
     ]
 
@@ -140,20 +147,17 @@ def english_at_equal_code(runs: Runs, method: str) -> list[float]:
 
 def excess_saved(runs: Runs) -> list[float]:
     """Of each planted problem, the error of all minus that of the small rank."""
-    return [b - a for a, b in zip(excess(runs, RANK), excess(runs, "full"), strict=True)]
+    return each(operator.sub, excess(runs, "full"), excess(runs, RANK))
 
 
-def gaps(runs: Runs) -> dict[int, list[float]]:
-    """Of each number of examples: of each base, how much more LoRA answers than full fine-tuning, as a share of 1."""
-    return {
-        n: [a - b for a, b in zip(accuracy(runs, SMALL, n), accuracy(runs, "full", n), strict=True)]
-        for n in examples_run(runs)
-    }
+def gap(runs: Runs, n: int) -> list[float]:
+    """Of each base, how much more LoRA answers than full fine-tuning after n examples, as a share of 1."""
+    return each(operator.sub, accuracy(runs, SMALL, n), accuracy(runs, "full", n))
 
 
 def mean_gap(runs: Runs) -> list[float]:
     """Of each base, over the numbers of examples."""
-    return [mean(list(of_base)) for of_base in zip(*gaps(runs).values(), strict=True)]
+    return each(lambda *gaps: mean(gaps), *(gap(runs, n) for n in examples_run(runs)))
 
 
 def still_known(runs: Runs, method: str) -> list[float]:
@@ -161,53 +165,76 @@ def still_known(runs: Runs, method: str) -> list[float]:
     return [r["known"] for _, r in select(runs, method=method) if isinstance(r.get("known"), float)]
 
 
-def measurements(runs: Runs) -> list[Measurement]:
-    return [
-        *(Measurement(f"excess error, r = {r}", "exact", excess(runs, r)) for r in RANKS),
-        Measurement("excess error, full", "exact", excess(runs, "full")),
-        Measurement(f"excess error, full minus r = {RANK}", "exact", excess_saved(runs)),
-        *(
-            percent(f"answered from {n} examples, {m}", "strings", accuracy(runs, m, n))
-            for n in examples_run(runs)
-            for m in ("full", SMALL)
-        ),
-        *(percent(f"{SMALL} minus full, {n} examples", "strings", gap) for n, gap in gaps(runs).items()),
-        percent(f"{SMALL} minus full, mean", "strings", mean_gap(runs)),
-        *(percent(f"old tasks answered afterwards, {m}", "strings", still_known(runs, m)) for m in ("full", SMALL)),
-        *(
-            Measurement(f"loss on English at equal loss on code, {m}", "text", values, "bits")
-            for m in FORGETTING
-            if (values := english_at_equal_code(runs, m))
-        ),
-    ]
+PARTS = (
+    *(Part(f"excess error, r = {r}", "exact", of(excess, r)) for r in RANKS),
+    Part("excess error, full", "exact", of(excess, "full")),
+    Part(
+        f"excess error, full minus r = {RANK}",
+        "exact",
+        excess_saved,
+        rule=at_least(0),
+        what=f"planted, the excess error of full least squares minus that at r = {RANK}",
+    ),
+    *(
+        Part(f"answered from {n} examples, {m}", "strings", of(accuracy, m, n), "%")
+        for n in FEW
+        for m in ("full", SMALL)
+    ),
+    *(Part(f"{SMALL} minus full, {n} examples", "strings", of(gap, n), "%") for n in FEW),
+    Part(
+        f"{SMALL} minus full, mean",
+        "strings",
+        mean_gap,
+        "%",
+        rule=at_least(0),
+        what=f"what LoRA on q, v at r = 8 answers minus full fine-tuning's, in the mean over "
+        f"{', '.join(map(str, FEW))} examples,",
+    ),
+    *(Part(f"old tasks answered afterwards, {m}", "strings", of(still_known, m), "%") for m in ("full", SMALL)),
+    *(
+        Part(f"loss on English at equal loss on code, {m}", "text", of(english_at_equal_code, m), "bits")
+        for m in FORGETTING
+    ),
+)
 
 
-def conclude(runs: Runs) -> Outcome:
-    small, full = excess(runs, RANK), excess(runs, "full")
-    gap, of_base = gaps(runs), mean_gap(runs)
-    verdicts = {"exact": at_least(excess_saved(runs), 0), "strings": at_least(of_base, 0)}  # no rule for text
-    forgotten = {m: mean(values) for m in FORGETTING if (values := english_at_equal_code(runs, m))}
-    kept = [f"{m} {100 * mean(still_known(runs, m)):.0f}" for m in ("full", SMALL)]
-    return Outcome(
-        f"planted, {EXAMPLES} examples: excess error r = {RANK} {mean(small):.3f}, full {mean(full):.3f} "
-        f"({verdicts['exact']}); strings, {SMALL} minus full at {', '.join(map(str, gap))} examples: "
-        f"{', '.join(f'{100 * mean(g):+.0f}' for g in gap.values())} % ({verdicts['strings']}); forgetting, not "
-        f"claimed: English at equal code loss {', '.join(f'{m} {v:.2f}' for m, v in forgotten.items())} bits; old "
-        f"string tasks afterwards: {', '.join(kept)} % (adapter off: exactly as before)",
-        f"planted r = {RANK} ±{deviation(small):.3f}, full ±{deviation(full):.3f}; strings, mean difference "
-        f"±{100 * deviation(of_base):.0f} %",
-        worst(list(verdicts.values())),
-        key=f"{mean(small):.2f} of error, not {mean(full):.2f}; strings {100 * mean(of_base):+.0f}",
-        verdicts=verdicts,
-        measurements=measurements(runs),
+def key(runs: Runs) -> str:
+    small, full = mean(excess(runs, RANK)), mean(excess(runs, "full"))
+    return f"{small:.2f} of error, not {full:.2f}; strings {100 * mean(mean_gap(runs)):+.0f}"
+
+
+def measured(runs: Runs) -> str:
+    verdicts = CLAIM.verdicts(runs)
+    few = examples_run(runs)
+    said = (
+        f"planted, {EXAMPLES} examples: excess error r = {RANK} {mean(excess(runs, RANK)):.3f}, full "
+        f"{mean(excess(runs, 'full')):.3f} ({verdicts['exact']}); strings, {SMALL} minus full at "
+        f"{', '.join(map(str, few))} examples: {', '.join(f'{100 * mean(gap(runs, n)):+.0f}' for n in few)} % "
+        f"({verdicts['strings']})"
+    )
+    if forgotten := {m: mean(values) for m in FORGETTING if (values := english_at_equal_code(runs, m))}:
+        kept = [f"{m} {100 * mean(still_known(runs, m)):.0f}" for m in ("full", SMALL)]
+        said += (
+            f"; forgetting, not claimed: English at equal code loss "
+            f"{', '.join(f'{m} {v:.2f}' for m, v in forgotten.items())} bits; old string tasks afterwards: "
+            f"{', '.join(kept)} % (adapter off: exactly as before)"
+        )
+    return said
+
+
+def spread(runs: Runs) -> str:
+    return (
+        f"planted r = {RANK} ±{deviation(excess(runs, RANK)):.3f}, full ±{deviation(excess(runs, 'full')):.3f}; "
+        f"strings, mean difference ±{100 * deviation(mean_gap(runs)):.0f} %"
     )
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    figure.set_size_inches(12.5, 4.2)
-    left, middle, right = figure.subplots(1, 3)
-    seeds = np.array([excess(runs, r) for r in RANKS]).T
-    band(left, RANKS, seeds, BLUE, "LoRA", marker="o")
+    forgetting = english_at_equal_code(runs, SMALL)
+    figure.set_size_inches(12.5 if forgetting else 8.6, 4.2)
+    left, middle, *right = figure.subplots(1, 3 if forgetting else 2)
+    planted_ranks = [r for r in RANKS if excess(runs, r)]
+    band(left, planted_ranks, np.array([excess(runs, r) for r in planted_ranks]).T, BLUE, "LoRA", marker="o")
     full = mean(excess(runs, "full"))
     left.axhline(full, color=GRAY, linestyle="--", label="full, least squares")
     ranks = np.linspace(1, D, 100)
@@ -223,10 +250,14 @@ def draw(runs: Runs, figure: Any) -> None:
     middle.set(xscale="log", xlabel="examples", ylabel="answered exactly (%)", ylim=(-4, 104))
     middle.set_xticks(few, [str(n) for n in few])
     middle.minorticks_off()
-    gap = 100 * mean(
-        [a - b for n in few for a, b in zip(accuracy(runs, SMALL, n), accuracy(runs, "full", n), strict=True)]
-    )
-    middle.set_title(f"Strings: LoRA {gap:+.0f} points against full")
+    middle.set_title(f"Strings: LoRA {100 * mean([v for n in few for v in gap(runs, n)]):+.0f} points against full")
+    for ax in right:
+        _draw_forgetting(runs, ax)
+    for ax in (left, middle, *right):
+        ax.legend(loc="upper left" if ax is not left else "lower right", fontsize=8)
+
+
+def _draw_forgetting(runs: Runs, right: Any) -> None:
     first = next(c["base"][1] for c, _ in runs if "base" in c)
     for method, color in zip(FORGETTING, (GRAY, BLUE, GREEN), strict=True):
         for c, result in select(runs, method=method):
@@ -237,8 +268,6 @@ def draw(runs: Runs, figure: Any) -> None:
     right.set(xlabel="held-out code (bits/character), learning →", ylabel="held-out English (bits/character)")
     lost = ", ".join(f"{m.split()[0]} {mean(english_at_equal_code(runs, m)):.2f}" for m in FORGETTING[:2])
     right.set_title(f"At equal code: {lost.replace('lora', 'LoRA')} bits")
-    for ax in (left, middle, right):
-        ax.legend(loc="upper left" if ax is not left else "lower right", fontsize=8)
 
 
 CLAIM = Claim(
@@ -247,14 +276,12 @@ CLAIM = Claim(
     statement="With little data LoRA does better than full fine-tuning",
     where="App. F.3, Table 16",
     paper="MNLI, full and LoRA: " + ", ".join(f"{n} examples {a} and {b}" for n, (a, b) in PAPER.items()),
-    rule=(
-        f"holds if, by two standard errors of paired differences, the planted excess error at r = {RANK} is below full "
-        "least squares', and on strings LoRA on q, v at r = 8 answers more than full fine-tuning in the mean over "
-        f"{', '.join(map(str, FEW))} examples; forgetting is not claimed by the paper and only shown"
-    ),
     exact=False,
     configurations=configurations,
     experiment=Experiment(run, version=2),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

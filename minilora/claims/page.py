@@ -103,8 +103,12 @@ def _line(row: Row) -> str:
 
 
 def _verdict(row: Row, world: str) -> str:
-    kind, sign = _SIGNS.get(row["verdicts"].get(world, ""), ("", "·"))
-    return f'<span class="verdict {kind}">{sign} {escape(verdict_words(row, world))}</span>'
+    return _mark(row["verdicts"].get(world, ""), verdict_words(row, world))
+
+
+def _mark(verdict: str, words: str) -> str:
+    kind, sign = _SIGNS.get(verdict, ("", "·"))
+    return f'<span class="verdict {kind}">{sign} {escape(words)}</span>'
 
 
 def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
@@ -148,5 +152,6 @@ def _numbers(row: Row) -> str:
         each = " ".join(number(value) for value in m["values"]) if m["n"] > 1 else ""
         first, *rest = (*measurement_cells(m), each)
         cells = (f'<td data-label="{n}">{escape(cell)}</td>' for n, cell in zip(names[1:], rest, strict=True))
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(cells)}</tr>\n')
+        asked = f" {_mark(m['verdict'], in_words(m['verdict']))}" if m["verdict"] else ""
+        lines.append(f'<tr><th scope="row">{escape(first)}{asked}</th>{"".join(cells)}</tr>\n')
     return f'<table class="numbers">\n<thead><tr>{header}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>\n'

@@ -8,7 +8,6 @@ on such a task, so that world is reported beside the verdict.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,32 @@ import numpy as np
 from ..backend import to_numpy
 from ..optim import SGD
 from ..tasks import planted
-from .adaptation import STEPS, adaptation, quality
+from .adaptation import adaptation, quality, steps_of, trained_for
 from .claim import (
-    FAILS,
     HOLDS,
     Claim,
     Configuration,
     Experiment,
-    Measurement,
-    Outcome,
+    Part,
     Result,
     Runs,
     Settings,
+    always_within,
     at_least,
     deviation,
+    each,
     mean,
-    percent,
+    of,
     select,
-    worst,
+    share,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
 from .planted import fit
 
 D, SPECTRUM = 32, (4.0, 3.0, 2.0, 1.0)  # the planted problem
-PLANTED_RANKS = (1, 2, 3, 4, 6, 8, 16, 32)
-STRING_TASKS, STRING_RANKS = ("pairs", "revupper"), (1, 2, 4, 8, 16, 64)
+PLANTED_RANKS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 16, 32)
+STRING_TASKS: tuple[str, ...] = ("pairs", "revupper")
+STRING_RANKS: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
 TEXT_RANKS = (1, 8, 64)
 WIDE = "lora all 16"  # on every Linear
 SMALL = 8  # the r that the verdict asks about
@@ -48,17 +48,20 @@ PAPER = {1: 73.4, 2: 73.3, 4: 73.7, 8: 73.8, 64: 73.5}  # Table 6, WikiSQL with 
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = settings.bases
-    tasks = STRING_TASKS[1:] if settings.quick else STRING_TASKS
+    seeds, steps = settings.bases, steps_of("strings", settings)
+    tasks, planted_ranks, ranks = STRING_TASKS, PLANTED_RANKS, STRING_RANKS
+    on_text: tuple[str, ...] = (*map(_method, TEXT_RANKS), WIDE, "full")
+    if settings.quick:
+        tasks, planted_ranks, ranks, on_text = STRING_TASKS[1:], (1, 4, 16), (1, SMALL, 64), ()
     return [
-        *({"world": "planted", "seed": s, "r": r} for s in seeds for r in PLANTED_RANKS),
+        *({"world": "planted", "seed": s, "r": r} for s in seeds for r in planted_ranks),
         *(
-            adaptation("strings", s, task, method)
+            adaptation("strings", s, task, method, steps=steps)
             for s in seeds
             for task in tasks
-            for method in (*map(_method, STRING_RANKS), "full")
+            for method in (*map(_method, ranks), "full")
         ),
-        *(adaptation("text", s, "code", method) for s in seeds for method in (*map(_method, TEXT_RANKS), WIDE, "full")),
+        *(adaptation("text", s, "code", method) for s in seeds for method in on_text),
     ]
 
 
@@ -87,8 +90,7 @@ def string_accuracies(runs: Runs, method: str) -> list[float]:
 
 def share_of_full(runs: Runs) -> list[float]:
     """Of each base on strings, what the small r answers as a share of full fine-tuning's."""
-    small, full = string_accuracies(runs, _method(SMALL)), string_accuracies(runs, "full")
-    return [a / b if b else math.nan for a, b in zip(small, full, strict=True)]
+    return each(share, string_accuracies(runs, _method(SMALL)), string_accuracies(runs, "full"))
 
 
 def gap_closed(runs: Runs, method: str) -> list[float]:
@@ -97,77 +99,104 @@ def gap_closed(runs: Runs, method: str) -> list[float]:
         quality(runs, "text", m, ("code",), measure)
         for m, measure in ((method, "before"), (method, "bits"), ("full", "bits"))
     )
-    return [(b - x) / (b - f) for b, x, f in zip(before, bits, full, strict=True)]
+    return each(lambda b, x, f: (b - x) / (b - f), before, bits, full)
 
 
-def on_floor(runs: Runs) -> bool:
-    """Whether every planted run ended at the least loss its rank allows."""
-    return all(
-        abs(r["loss"] - r["floor"]) <= (1e-3 * r["floor"] if r["floor"] else 1e-12 * r["start"])
-        for _, r in select(runs, world="planted")
-    )
+def off_floor(runs: Runs, of_start: bool) -> list[float]:
+    """Of each seed, the largest distance from the least loss at any rank: as a share of ‖D‖², or of what is allowed,
+    0.1 % of that least loss, or 1e-12 of ‖D‖² where it is 0."""
 
+    def distance(r: Result) -> float:
+        allowed = 1e-3 * r["floor"] if r["floor"] else 1e-12 * r["start"]
+        return abs(r["loss"] - r["floor"]) / (r["start"] if of_start else allowed)
 
-def off_floor(runs: Runs) -> list[float]:
-    """Of each seed, the largest distance from the floor at any rank, as a share of ‖D‖²."""
     planted_runs = select(runs, world="planted")
     return [
-        max(abs(r["loss"] - r["floor"]) / r["start"] for c, r in planted_runs if c["seed"] == seed)
+        max(distance(r) for c, r in planted_runs if c["seed"] == seed)
         for seed in sorted({c["seed"] for c, _ in planted_runs})
     ]
 
 
-def measurements(runs: Runs) -> list[Measurement]:
-    answered = {_name(method): string_accuracies(runs, method) for method in (*map(_method, STRING_RANKS), "full")}
-    closed = {_name(method): gap_closed(runs, method) for method in (*map(_method, TEXT_RANKS), WIDE)}
-    return [
-        Measurement("largest distance from the Eckart–Young floor, of ‖D‖²", "exact", off_floor(runs)),
-        *(percent(f"answered, {name}", "strings", values) for name, values in answered.items()),
-        percent(f"share of full fine-tuning, r = {SMALL}", "strings", share_of_full(runs)),
-        *(percent(f"gap closed, {name}", "text", values) for name, values in closed.items()),
-    ]
+ON_FLOOR = Part(
+    "distance from the Eckart–Young floor, of what is allowed",
+    "exact",
+    of(off_floor, False),
+    rule=always_within(1),
+    what="the planted losses' distance from the Eckart–Young floor, as a multiple of 0.1 % of it (of 1e-12 of the "
+    "start where it is 0),",
+)
+ON_TEXT = Part(
+    f"gap closed, r = {SMALL}",
+    "text",
+    of(gap_closed, _method(SMALL)),
+    "%",
+    rule=at_least(0.9),
+    what=f"the share of full fine-tuning's gain that r = {SMALL} reaches (footnote 6 excepts such a task)",
+    beside=True,
+)
+PARTS = (
+    ON_FLOOR,
+    Part("largest distance from the Eckart–Young floor, of ‖D‖²", "exact", of(off_floor, True)),
+    *(
+        Part(f"answered, {name}", "strings", of(string_accuracies, method), "%")
+        for name, method in {**{f"r = {r}": _method(r) for r in STRING_RANKS}, "full": "full"}.items()
+    ),
+    Part(
+        f"share of full fine-tuning, r = {SMALL}",
+        "strings",
+        share_of_full,
+        "%",
+        rule=at_least(0.95),
+        what=f"what r = {SMALL} answers, as a share of full fine-tuning's,",
+    ),
+    *(
+        ON_TEXT if r == SMALL else Part(f"gap closed, r = {r}", "text", of(gap_closed, _method(r)), "%")
+        for r in TEXT_RANKS
+    ),
+    Part("gap closed, every Linear, r = 16", "text", of(gap_closed, WIDE), "%"),
+)
 
 
-def _name(method: str) -> str:
-    return method.replace("lora q,v ", "r = ").replace("lora all ", "every Linear, r = ")
-
-
-def conclude(runs: Runs) -> Outcome:
-    planted_ok = on_floor(runs)
+def key(runs: Runs) -> str:
     small, full = string_accuracies(runs, _method(SMALL)), string_accuracies(runs, "full")
-    closed = gap_closed(runs, _method(SMALL))
-    verdicts = {
-        "exact": HOLDS if planted_ok else FAILS,
-        "strings": at_least(share_of_full(runs), 0.95),
-        "text": at_least(closed, 0.9),  # shown beside the rule
-    }
-    first = mean(string_accuracies(runs, _method(1)))
-    shares = ", ".join(f"{100 * mean(gap_closed(runs, _method(r))):.0f}" for r in TEXT_RANKS)
-    return Outcome(
-        f"planted: {'on' if planted_ok else 'not on'} the Eckart–Young floor; strings: r = 1 answers "
-        f"{100 * first:.0f} %, r = {SMALL} {100 * mean(small):.0f} %, full {100 * mean(full):.0f} % after "
-        f"{STEPS['strings']} steps; text: r = 1, 8, 64 close {shares} % of the gap after {STEPS['text']} "
-        f"({verdicts['text']} there)",
-        f"strings r = 8: ±{100 * deviation(small):.0f} %; text r = 8: ±{100 * deviation(closed):.0f} %",
-        worst([verdicts["exact"], verdicts["strings"]]),
-        key=f"r = {SMALL} answers {100 * mean(small):.0f} %, full {100 * mean(full):.0f} %",
-        verdicts=verdicts,
-        measurements=measurements(runs),
-    )
+    return f"r = {SMALL} answers {100 * mean(small):.0f} %, full {100 * mean(full):.0f} %"
+
+
+def measured(runs: Runs) -> str:
+    first, small, full = (string_accuracies(runs, m) for m in (_method(1), _method(SMALL), "full"))
+    said = [
+        f"planted: {'on' if ON_FLOOR.measured(runs).verdict == HOLDS else 'not on'} the Eckart–Young floor",
+        f"strings: r = 1 answers {100 * mean(first):.0f} %, r = {SMALL} {100 * mean(small):.0f} %, full "
+        f"{100 * mean(full):.0f} % after {trained_for(runs, 'strings')} steps",
+    ]
+    if verdict := ON_TEXT.measured(runs).verdict:
+        closed = ", ".join(f"{100 * mean(gap_closed(runs, _method(r))):.0f}" for r in TEXT_RANKS)
+        steps = trained_for(runs, "text")
+        said.append(f"text: r = 1, 8, 64 close {closed} % of the gap after {steps} ({verdict} there)")
+    return "; ".join(said)
+
+
+def spread(runs: Runs) -> str:
+    said = [f"strings r = 8: ±{100 * deviation(string_accuracies(runs, _method(SMALL))):.0f} %"]
+    if closed := gap_closed(runs, _method(SMALL)):
+        said.append(f"text r = 8: ±{100 * deviation(closed):.0f} %")
+    return "; ".join(said)
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    figure.set_size_inches(12.5, 4.2)
-    left, middle, right = figure.subplots(1, 3)
-    ranks = list(PLANTED_RANKS)
+    text = gap_closed(runs, "full")
+    figure.set_size_inches(12.5 if text else 8.6, 4.2)
+    left, middle, *right = figure.subplots(1, 3 if text else 2)
+    ranks = sorted({c["r"] for c, _ in select(runs, world="planted")})
     losses = np.array([[r["loss"] for _, r in select(runs, world="planted", r=rank)] for rank in ranks]).T
     band(left, ranks, np.maximum(losses, 1e-26), BLUE, "LoRA", marker="o")
     least = [max(select(runs, world="planted", r=rank)[0][1]["floor"], 1e-26) for rank in ranks]
     left.plot(ranks, least, "x", color=ORANGE, markersize=9, label="least possible at rank r")
     left.set(xscale="log", yscale="log", ylabel="‖ΔW − D‖²")
-    left.set_title("Planted: on the floor at every r" if on_floor(runs) else "Planted: above the floor")
+    on_floor = ON_FLOOR.measured(runs).verdict == HOLDS
+    left.set_title("Planted: on the floor at every r" if on_floor else "Planted: above the floor")
 
-    ranks = list(STRING_RANKS)
+    ranks = [r for r in STRING_RANKS if string_accuracies(runs, _method(r))]
     for task, color in zip(STRING_TASKS, (BLUE, GREEN), strict=True):
         if select(runs, task=task):
             accuracy = [[r["accuracy"] for _, r in select(runs, task=task, method=_method(rank))] for rank in ranks]
@@ -179,30 +208,24 @@ def draw(runs: Runs, figure: Any) -> None:
     middle.annotate("r > d/2: larger\nthan the matrix", (34, 45), fontsize=8, color=GRAY)
     middle.set(xscale="log", ylabel="answered exactly (%)", ylim=(0, 104))
     middle.set_title(f"Strings: r = {SMALL} reaches {100 * mean(share_of_full(runs)):.0f} % of full")
-    share = middle.secondary_xaxis("top", functions=(lambda r: r / 64, lambda share: share * 64))
-    share.set_xlabel("r / d")
-    share.set_xticks([1 / 64, 1 / 16, 1 / 4, 1], ["1/64", "1/16", "1/4", "1"])
-    share.minorticks_off()
+    of_d = middle.secondary_xaxis("top", functions=(lambda r: r / 64, lambda part: part * 64))
+    of_d.set_xlabel("r / d")
+    of_d.set_xticks([1 / 64, 1 / 16, 1 / 4, 1], ["1/64", "1/16", "1/4", "1"])
+    of_d.minorticks_off()
 
-    ranks = list(TEXT_RANKS)
-    band(
-        right,
-        ranks,
-        100 * np.array([gap_closed(runs, _method(rank)) for rank in ranks]).T,
-        BLUE,
-        "LoRA on q, v",
-        marker="o",
-    )
-    wide = gap_closed(runs, WIDE)
-    right.plot([16], [100 * mean(wide)], "s", color=ORANGE, label="LoRA on every Linear, r = 16")
-    right.axhline(100, color=GRAY, linestyle="--", label="full fine-tuning")
-    right.set(xscale="log", ylabel="share of the gap closed (%)", ylim=(0, 148))
-    right.set_title(f"Text: r = {SMALL} closes {100 * mean(gap_closed(runs, _method(SMALL))):.0f} % of the gap")
-    for ax, ticks in ((left, PLANTED_RANKS), (middle, STRING_RANKS), (right, (1, 4, 16, 64))):
+    for ax in right:
+        closed = 100 * np.array([gap_closed(runs, _method(rank)) for rank in TEXT_RANKS]).T
+        band(ax, TEXT_RANKS, closed, BLUE, "LoRA on q, v", marker="o")
+        ax.plot([16], [100 * mean(gap_closed(runs, WIDE))], "s", color=ORANGE, label="LoRA on every Linear, r = 16")
+        ax.axhline(100, color=GRAY, linestyle="--", label="full fine-tuning")
+        ax.set(xscale="log", ylabel="share of the gap closed (%)", ylim=(0, 148))
+        ax.set_title(f"Text: r = {SMALL} closes {100 * mean(gap_closed(runs, _method(SMALL))):.0f} % of the gap")
+    ticks_and_places = ((PLANTED_RANKS, "center right"), (STRING_RANKS, "lower right"), ((1, 4, 16, 64), "upper left"))
+    for ax, (ticks, place) in zip((left, middle, *right), ticks_and_places, strict=False):
         ax.set_xlabel("rank r")
         ax.set_xticks(ticks, [str(t) for t in ticks])
         ax.minorticks_off()
-        ax.legend(loc={left: "center right", middle: "lower right", right: "upper left"}[ax])
+        ax.legend(loc=place)
 
 
 CLAIM = Claim(
@@ -211,14 +234,12 @@ CLAIM = Claim(
     statement="A very small r is enough",
     where="§7.2, Table 6",
     paper=f"WikiSQL with q, v: {PAPER[1]} at r = 1, {PAPER[8]} at r = 8, {PAPER[64]} at r = 64 (±0.5)",
-    rule=(
-        "holds if planted losses are on the Eckart–Young floor (to 0.1 %, or 1e-12 of the start where it is 0) and on "
-        "string tasks the mean over bases of accuracy(r = 8)/accuracy(full) is at least 0.95 by two standard "
-        "errors; text, which footnote 6 excepts, is judged in the same way at 0.9 of the gap and shown beside it"
-    ),
     exact=False,
     configurations=configurations,
     experiment=Experiment(run),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..interop.files import read_json, write_text
+from ..interop.files import read_json, write_atomically, write_text
+from ..interop.store import keep_result, kept_result
 from .claim import FAILS, HOLDS, ILLUSTRATION, NOISE, WORLDS, Claim, Runs, Settings
 from .figures import save_figure
 
 Row = dict[str, Any]
-SCHEMA = 2  # of claims.json, which docs/report.md describes; the first had words only
+SCHEMA = 3  # of claims.json, which docs/report.md describes; the first had words only, the second no rules of parts
 # What every row holds, and every measurement of it, as JSON gives it back
 _ROW: dict[str, Any] = {
     **dict.fromkeys(("id", "short", "statement", "where", "paper", "measured", "spread", "rule"), str),
@@ -30,6 +36,7 @@ _MEASUREMENT: dict[str, Any] = {
     "deviation": (int, float, type(None)),
     "n": int,
     "values": list,
+    **dict.fromkeys(("rule", "verdict"), (str, type(None))),
 }
 # A verdict as the narrow columns of a table say it; of a world that is missing, NOT_JUDGED
 VERDICT_WORDS = {HOLDS: "holds", FAILS: "does not hold", NOISE: "within noise", ILLUSTRATION: "not decided"}
@@ -39,7 +46,10 @@ NOT_JUDGED = "not judged"
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
     """One claim's row, as in claims.json. A quick run decides only exact claims."""
     outcome = claim.conclude(runs)
-    decides = claim.exact or not settings.quick
+
+    def decided(verdict: str | None) -> str | None:
+        return verdict if verdict is None or claim.exact or not settings.quick else ILLUSTRATION
+
     return {
         "id": claim.id,
         "short": claim.short,
@@ -49,10 +59,10 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
         "measured": outcome.measured,
         "spread": outcome.spread if settings.seeds > 1 else "one base: no spread",
         "rule": claim.rule,
-        "verdict": outcome.verdict if decides else ILLUSTRATION,
+        "verdict": decided(outcome.verdict),
         "key": outcome.key,
-        "verdicts": {world: verdict if decides else ILLUSTRATION for world, verdict in outcome.verdicts.items()},
-        "measurements": [measurement.as_json() for measurement in outcome.measurements],
+        "verdicts": {world: decided(verdict) for world, verdict in outcome.verdicts.items()},
+        "measurements": [{**m.as_json(), "verdict": decided(m.verdict)} for m in outcome.measurements],
         "seconds": round(seconds, 1),
         "figure": f"{claim.id}.png",
     }
@@ -102,15 +112,39 @@ def _fits(value: Any, kinds: dict[str, Any]) -> bool:
 
 
 def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -> dict[str, str]:
-    """Write every claim's figure into `folder`; returns those that failed, each with why. One stops no other."""
+    """Write every claim's figure into `folder`; returns those that failed, each with why. One stops no other.
+
+    One that the same code drew from the same runs before is kept, as runs are: drawing all takes seconds.
+    """
     failed = {}
     for claim in claims:
-        name = f"{claim.id}.png"
+        name, made_of = f"{claim.id}.png", {"figure": claim.id, "runs": _digest(runs[claim.id]), **_drawn_by()}
         try:
+            if kept := kept_result(made_of):
+                write_atomically(folder / name, partial(_write_bytes, base64.b64decode(kept["png"])))
+                continue
             save_figure(folder / name, partial(claim.draw, runs[claim.id]))
         except Exception as error:  # a drawing may fail in any way
             failed[name] = str(error).rstrip(".") or type(error).__name__
+            continue
+        with suppress(ValueError):  # it is only drawn again
+            keep_result(made_of, {"png": base64.b64encode((folder / name).read_bytes()).decode()})
     return failed
+
+
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+@lru_cache
+def _drawn_by() -> dict[str, str]:
+    """What decides a figure beside its runs: everything in this folder, and matplotlib."""
+    sources = sorted((file.name, file.read_bytes()) for file in files(__package__).iterdir() if file.is_file())
+    return {"code": hashlib.sha256(repr(sources).encode()).hexdigest(), "matplotlib": version("matplotlib")}
+
+
+def _digest(runs: Runs) -> str:
+    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()
 
 
 # ---- words -------------------------------------------------------------------------------------------

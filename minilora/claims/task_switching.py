@@ -24,19 +24,17 @@ from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
 from .bases import adapt, load_base, seed_of, string_draw
 from .claim import (
-    FAILS,
-    HOLDS,
     Claim,
     Configuration,
     Experiment,
-    Measurement,
-    Outcome,
+    Part,
     Result,
     Runs,
     Settings,
+    always_true,
     deviation,
     mean,
-    percent,
+    of,
     seconds_of,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE
@@ -48,7 +46,8 @@ PAPER = {"base": 350e9, "adapter": 35e6}  # bytes, GPT-3 in float16 (footnote 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    return [{"base": ["strings", s], "lr": rate("strings", f"lora q,v {R}"), "steps": STEPS} for s in settings.bases]
+    lr, steps = rate("strings", f"lora q,v {R}"), STEPS // 2 if settings.quick else STEPS
+    return [{"base": ["strings", s], "lr": lr, "steps": steps} for s in settings.bases]
 
 
 def run(configuration: Configuration) -> Result:
@@ -115,9 +114,9 @@ def storage(base: float, adapter: float, tasks: int) -> tuple[float, float]:
     return base + tasks * adapter, tasks * base
 
 
-def comes_back(result: Result) -> bool:
-    """Whether nothing was left behind on a base."""
-    return result["base_equal"] and result["adapters_equal"]
+def comes_back(runs: Runs) -> list[float]:
+    """Of each base, 1 where nothing was left behind on it, and each adapter came back."""
+    return [float(r["base_equal"] and r["adapters_equal"]) for _, r in runs]
 
 
 def answered(runs: Runs, place: str) -> list[float]:
@@ -125,52 +124,60 @@ def answered(runs: Runs, place: str) -> list[float]:
     return [mean(list(r[place].values())) for _, r in runs]
 
 
-def measurements(runs: Runs) -> list[Measurement]:
-    results = [r for _, r in runs]
-    stored = {n: [storage(r["base_bytes"], r["adapter_bytes"], n) for r in results] for n in COUNTS}
-    clocks = {
-        "swap_ms": "swapping adapters",
-        "merge_ms": "merging and unmerging",
-        "reload_ms": "reloading a full model",
-    }
-    return [
-        Measurement("comes back bit for bit (1: yes)", "exact", [comes_back(r) for r in results]),
-        Measurement("an adapter's files", "exact", [r["adapter_bytes"] for r in results], "bytes"),
-        Measurement("a full model's file", "exact", [r["base_bytes"] for r in results], "bytes"),
-        *(Measurement(f"{n} tasks, base and adapters", "exact", [a for a, _ in v], "bytes") for n, v in stored.items()),
-        *(Measurement(f"{n} tasks, full models", "exact", [b for _, b in v], "bytes") for n, v in stored.items()),
-        *(percent(f"answered, {place} task", "strings", answered(runs, place)) for place in ("own", "other")),
-        *(
-            Measurement(f"{name}, median of a base", "time", [r[key] for r in results], "ms")
-            for key, name in clocks.items()
-        ),
-    ]
+def result_of(runs: Runs, name: str) -> list[float]:
+    """Of each base."""
+    return [r[name] for _, r in runs]
 
 
-def conclude(runs: Runs) -> Outcome:
-    results = [r for _, r in runs]
-    exact = all(map(comes_back, results))
-    verdict = HOLDS if exact else FAILS
-    base, adapter = results[0]["base_bytes"], results[0]["adapter_bytes"]
+def stored(runs: Runs, tasks: int, apart: bool) -> list[float]:
+    """Of each base, bytes for so many tasks: together on one base, or apart, a full model for each."""
+    return [storage(r["base_bytes"], r["adapter_bytes"], tasks)[apart] for _, r in runs]
+
+
+CLOCKS = {"swap_ms": "swapping adapters", "merge_ms": "merging and unmerging", "reload_ms": "reloading a full model"}
+PARTS = (
+    Part(
+        "comes back bit for bit (1: yes)",
+        "exact",
+        comes_back,
+        rule=always_true(),
+        what="logits and weights are bit-equal to the base's after two adapters were loaded, swapped, merged, "
+        "unmerged and dropped, and each adapter's logits, loaded from its file, to those it was trained to give,",
+    ),
+    Part("an adapter's files", "exact", of(result_of, "adapter_bytes"), "bytes"),
+    Part("a full model's file", "exact", of(result_of, "base_bytes"), "bytes"),
+    *(Part(f"{n} tasks, base and adapters", "exact", of(stored, n, False), "bytes") for n in COUNTS),
+    *(Part(f"{n} tasks, full models", "exact", of(stored, n, True), "bytes") for n in COUNTS),
+    *(Part(f"answered, {place} task", "strings", of(answered, place), "%") for place in ("own", "other")),
+    *(Part(f"{name}, median of a base", "time", of(result_of, key), "ms") for key, name in CLOCKS.items()),
+)
+
+
+def key(runs: Runs) -> str:
+    equal = comes_back(runs)
+    return f"{sum(equal):.0f} of {len(equal)} bases come back bit for bit"
+
+
+def measured(runs: Runs) -> str:
+    exact, (configuration, result) = all(comes_back(runs)), runs[0]
+    steps = configuration["steps"]
     sizes = ", ".join(
-        f"{n}: {a / 1e6:.2f} MB instead of {b / 1e6:.2f}" for n in COUNTS for a, b in [storage(base, adapter, n)]
+        f"{n}: {stored(runs, n, False)[0] / 1e6:.2f} MB instead of {stored(runs, n, True)[0] / 1e6:.2f}" for n in COUNTS
     )
-    swaps = [r["swap_ms"] for r in results]
-    own, other = answered(runs, "own"), answered(runs, "other")
     together, apart = storage(PAPER["base"], PAPER["adapter"], 100)
-    return Outcome(
+    return (
         f"{'base and adapters come back bit for bit' if exact else 'something was left behind'}; swapping reads "
-        f"{adapter / 1e3:.0f} kB in {mean(swaps):.1f} ms, reloading a full model {base / 1e3:.0f} kB in "
-        f"{mean([r['reload_ms'] for r in results]):.1f} ms; after {STEPS} steps an adapter answers its task "
-        f"{100 * mean(own):.0f} %, the "
-        f"other {100 * mean(other):.0f} %; storage for tasks {sizes} (the paper's sizes give {together / 1e9:.1f} GB "
-        f"and {apart / 1e12:.0f} TB for 100)",
-        f"swap ±{deviation(swaps):.1f} ms; own task ±{100 * deviation(own):.0f} %",
-        verdict,
-        key=f"{sum(map(comes_back, results))} of {len(results)} bases come back bit for bit",
-        verdicts={"exact": verdict},  # no rule for the clock
-        measurements=measurements(runs),
+        f"{result['adapter_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'swap_ms')):.1f} ms, reloading a full model "
+        f"{result['base_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'reload_ms')):.1f} ms; after {steps} steps an "
+        f"adapter answers its task {100 * mean(answered(runs, 'own')):.0f} %, the other "
+        f"{100 * mean(answered(runs, 'other')):.0f} %; storage for tasks {sizes} (the paper's sizes give "
+        f"{together / 1e9:.1f} GB and {apart / 1e12:.0f} TB for 100)"
     )
+
+
+def spread(runs: Runs) -> str:
+    swap, own = deviation(result_of(runs, "swap_ms")), deviation(answered(runs, "own"))
+    return f"swap ±{swap:.1f} ms; own task ±{100 * own:.0f} %"
 
 
 def draw(runs: Runs, figure: Any) -> None:
@@ -202,7 +209,7 @@ def draw(runs: Runs, figure: Any) -> None:
     right.set_xticks(range(3), list(names.values()))
     right.grid(axis="x", visible=False)
     right.set(ylabel="milliseconds, median of 11 (dots: bases)")
-    exact = all(map(comes_back, results))
+    exact = all(comes_back(runs))
     right.set_title("Switching leaves nothing behind" if exact else "Switching left something behind")
 
 
@@ -212,14 +219,12 @@ CLAIM = Claim(
     statement="One base serves many tasks: adapters are swapped, and dropping one gives the base back",
     where="§1, §4.2, footnote 4",
     paper="100 adapted GPT-3 take 354 GB instead of 35 TB; switching swaps the LoRA weights only",
-    rule=(
-        "holds if, on every base, logits and weights are bit-equal to the base's after two adapters were loaded, "
-        "swapped, merged, unmerged and dropped, and each adapter's logits, loaded from its file, to those it was "
-        "trained to give"
-    ),
     exact=True,
     configurations=configurations,
     experiment=Experiment(run, alone=True),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

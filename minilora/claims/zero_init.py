@@ -25,17 +25,20 @@ from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
 from .claim import (
     BITS,
     FAILS,
-    HOLDS,
     Claim,
     Configuration,
     Experiment,
-    Measurement,
-    Outcome,
+    Part,
     Result,
     Runs,
     Settings,
+    always_above,
+    always_equal,
+    always_true,
+    always_within,
     deviation,
     mean,
+    of,
 )
 from .figures import BLUE, GRAY, ORANGE, PURPLE, band
 
@@ -155,49 +158,92 @@ def _relative(a: Any, b: Any) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def conclude(runs: Runs) -> Outcome:
-    by_start = {start: [r for c, r in runs if c["start"] == start] for start in (*STARTS, "first steps")}
-    zero_b, stuck, both = by_start[STARTS[0]], by_start["both zero"], by_start["both Gaussian"]
-    first = by_start["first steps"]
-    checks = {
-        "logits equal": all(map(_starts_as_base, zero_b)),
-        "dA = 0, dB > 0": all(r["gradient_norms"][0][0] == 0 and r["gradient_norms"][0][1] > 0 for r in zero_b),
-        "dA > 0 next": all(r["gradient_norms"][1][0] > 0 for r in zero_b),
-        "both zero stuck": all(r["largest_parameter"] == 0 for r in stuck),
-        "both Gaussian not neutral": all(r["largest_change"] > 0.01 for r in both),
-        "first steps": all(r["full_error"] < 1e-9 and r["lora_error"] < 1e-9 for r in first),
-    }
-    failed = [name for name, ok in checks.items() if not ok]
-    verdict = FAILS if failed else HOLDS
-    change, bits = [r["largest_change"] for r in both], [r["bits_at_start"] for r in both]
-    error = max(_formula_errors(first))
+# ---- what it came to ---------------------------------------------------------------------------------
+
+
+def of_start(runs: Runs, start: str) -> list[Result]:
+    """Of each base."""
+    return [r for c, r in runs if c["start"] == start]
+
+
+def bit_equal(runs: Runs) -> list[float]:
+    """Of each base, 1 where the model with B = 0 is the base in float32, in float64 and merged."""
+    names = ("equal_float32", "equal_float64", "equal_merged")
+    return [float(all(r[name] for name in names)) for r in of_start(runs, STARTS[0])]
+
+
+def gradient_norms(runs: Runs, step: int, factor: str) -> list[float]:
+    """Of each base with B = 0, that of all A together, or of all B, before that step."""
+    return [r["gradient_norms"][step]["AB".index(factor)] for r in of_start(runs, STARTS[0])]
+
+
+def formula_errors(runs: Runs) -> list[float]:
+    """Of each base, the larger error of the two first-step formulas."""
+    return [max(r["full_error"], r["lora_error"]) for r in of_start(runs, "first steps")]
+
+
+def result_of(runs: Runs, start: str, name: str) -> list[float]:
+    return [r[name] for r in of_start(runs, start)]
+
+
+PARTS = (
+    Part(
+        "bit-equal to the base at the start (1: yes)",
+        "exact",
+        bit_equal,
+        rule=always_true(),
+        what="logits are bit-equal to the base's, in float32, in float64 and merged,",
+    ),
+    Part("‖∂L/∂A‖ at step 0", "exact", of(gradient_norms, 0, "A"), rule=always_equal(0)),
+    Part("‖∂L/∂B‖ at step 0", "exact", of(gradient_norms, 0, "B"), rule=always_above(0)),
+    Part("‖∂L/∂A‖ at step 1", "exact", of(gradient_norms, 1, "A"), rule=always_above(0)),
+    Part(
+        "largest parameter at the end, both zero",
+        "exact",
+        of(result_of, "both zero", "largest_parameter"),
+        rule=always_equal(0),
+        what=f"the largest parameter after {STEPS} steps from both zero",
+    ),
+    Part(
+        "first-step formulas, relative error",
+        "exact",
+        formula_errors,
+        rule=always_within(1e-9),
+        what="the error of ΔW = -ηΣG (full, SGD) and of ΔW = -ηs²GA₀ᵀA₀ (LoRA's first step)",
+    ),
+    Part(
+        "largest change of a logit, both Gaussian",
+        "exact",
+        of(result_of, "both Gaussian", "largest_change"),
+        rule=always_above(0.01),
+        what="the largest change of a logit, both Gaussian,",
+    ),
+    Part(
+        "change on the base's own tasks, both Gaussian",
+        "strings",
+        of(result_of, "both Gaussian", "bits_at_start"),
+        "bits",
+    ),
+)
+
+
+def key(runs: Runs) -> str:
+    equal = bit_equal(runs)
+    return f"{sum(equal):.0f} of {len(equal)} bases start bit-equal"
+
+
+def measured(runs: Runs) -> str:
+    failed = [part.name for part in PARTS if part.measured(runs).verdict == FAILS]
     exact = "logits bit-equal to the base's; ∂L/∂A = 0 and ∂L/∂B ≠ 0 exactly; both zero: stuck"
-    return Outcome(
+    change, bits = (result_of(runs, "both Gaussian", name) for name in ("largest_change", "bits_at_start"))
+    return (
         f"{'failed: ' + ', '.join(failed) if failed else exact}; both Gaussian: logits move by {mean(change):.1f}, "
-        f"{mean(bits):+.2f} bits on the base's own tasks; first-step formulas to {error:.0e}",
-        f"both Gaussian: ±{deviation(bits):.2f} bits",
-        verdict,
-        key=f"{sum(_starts_as_base(r) for r in zero_b)} of {len(zero_b)} bases start bit-equal",
-        verdicts={"exact": verdict},  # also what both Gaussian do: any base would show it
-        measurements=[
-            Measurement("bit-equal to the base at the start (1: yes)", "exact", [_starts_as_base(r) for r in zero_b]),
-            Measurement("‖∂L/∂A‖ at step 0", "exact", [r["gradient_norms"][0][0] for r in zero_b]),
-            Measurement("‖∂L/∂B‖ at step 0", "exact", [r["gradient_norms"][0][1] for r in zero_b]),
-            Measurement("largest parameter at the end, both zero", "exact", [r["largest_parameter"] for r in stuck]),
-            Measurement("first-step formulas, relative error", "exact", _formula_errors(first)),
-            Measurement("largest change of a logit, both Gaussian", "strings", change),
-            Measurement("change on the base's own tasks, both Gaussian", "strings", bits, "bits"),
-        ],
+        f"{mean(bits):+.2f} bits on the base's own tasks; first-step formulas to {max(formula_errors(runs)):.0e}"
     )
 
 
-def _starts_as_base(result: Result) -> bool:
-    return result["equal_float32"] and result["equal_float64"] and result["equal_merged"]
-
-
-def _formula_errors(results: list[Result]) -> list[float]:
-    """Of each base, the larger error of the two."""
-    return [max(r["full_error"], r["lora_error"]) for r in results]
+def spread(runs: Runs) -> str:
+    return f"both Gaussian: ±{deviation(result_of(runs, 'both Gaussian', 'bits_at_start')):.2f} bits"
 
 
 def draw(runs: Runs, figure: Any) -> None:
@@ -226,14 +272,12 @@ CLAIM = Claim(
     statement="With B = 0 the adapted model starts as the base, exactly, and still learns",
     where="§4.1",
     paper="ΔW = BA is zero at the beginning of training",
-    rule=(
-        "holds if, on every base: logits are bit-equal in float32 and float64, merged too; ∂L/∂A = 0 and "
-        "∂L/∂B ≠ 0 at step 0; A = B = 0 has not moved after 100 steps; both Gaussian moves a logit by more than "
-        "0.01; and ΔW after SGD is -ηΣG (full) and -ηs²GA₀ᵀA₀ (LoRA's first step) to 1e-9"
-    ),
     exact=True,
     configurations=configurations,
     experiment=Experiment(run, version=2),
-    conclude=conclude,
+    parts=PARTS,
+    key=key,
+    measured=measured,
+    spread=spread,
     draw=draw,
 )

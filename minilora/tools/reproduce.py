@@ -53,7 +53,6 @@ def reproduce(
         raise ValueError(f"--seeds must be at least 1, not {settings.seeds}.")
     for path in report_files(folder, claims):
         check_output(path)
-    check_figures()
     jobs = {claim.id: [(experiment_of(claim, c), c) for c in claim.configurations(settings)] for claim in claims}
     asked = {job_name(job): claim for claim in reversed(jobs) for job in jobs[claim]}  # by which claim first
     everything = [job for of_claim in jobs.values() for job in of_claim]
@@ -81,7 +80,7 @@ def reproduce(
             if not waiting[claim.id] and claim.id not in rows:
                 conclude(claim)
 
-    run_jobs(everything, workers, scheduler, fresh, lambda job: asked[job_name(job)], finished)
+    run_jobs(everything, workers, scheduler, fresh, check_figures, lambda job: asked[job_name(job)], finished)
     in_order = [rows[claim.id] for claim in claims]
     write_report(folder, in_order, settings)
     failed = draw_figures(folder, claims, runs)
@@ -111,15 +110,16 @@ def run_jobs(
     workers: int,
     scheduler: str | None = None,
     fresh: bool = False,
+    check: Callable[[], None] = lambda: None,
     label: Callable[[Job], str] = lambda job: job[0],
     finished: Callable[[str, dict[str, Any]], None] = lambda name, kept: None,
 ) -> dict[str, dict[str, Any]]:
     """Name of each job -> {"result", "seconds"}: what was kept, and the rest run now and kept as it finishes.
 
-    Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. `label` is
-    what the progress bar says of a job. `finished(name, kept)` is called at once for each that was kept, and for each
-    other when it has finished. Raises `ValueError` where runs are left whose results could not be kept, and
-    `WorkerDiedError`, once the rest has finished, where a worker died twice.
+    Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. Where any is
+    left to run, `check()` may refuse first. `label` is what the progress bar says of a job. `finished(name, kept)` is
+    called at once for each that was kept, and for each other when it has finished. Raises `ValueError` where runs are
+    left whose results could not be kept, and `WorkerDiedError`, once the rest has finished, where a worker died twice.
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}.")
@@ -128,6 +128,8 @@ def run_jobs(
     unique = {job_name(job): job for job in jobs}
     results = {} if fresh else {name: kept for name, job in unique.items() if (kept := kept_result(_made_of(job)))}
     left = {name: job for name, job in unique.items() if name not in results}
+    if left:
+        check()
     for name, kept in results.items():
         finished(name, kept)
     if not left:

@@ -95,7 +95,7 @@ def claim_whole(row: Row, folder: Path, columns: int, shown: dict[str, str]) -> 
         parts.append(f"{world:>10}  {shown.get(row['verdicts'].get(world, ''), shown[''])} {verdict_words(row, world)}")
     parts += _labelled("figure", str(folder / row["figure"]), columns)
     if row["measurements"]:
-        parts += ["", *_numbers(row, columns)]
+        parts += ["", *_numbers(row, columns, shown)]
     return "\n".join(parts)
 
 
@@ -105,9 +105,13 @@ def _labelled(label: str, text: str, columns: int) -> list[str]:
     )
 
 
-def _numbers(row: Row, columns: int) -> list[str]:
-    """The measurements as a table; a long name goes on in the next line."""
-    cells = [("number", "world", "mean", "±", "n"), *map(measurement_cells, row["measurements"])]
+def _numbers(row: Row, columns: int, shown: dict[str, str]) -> list[str]:
+    """The measurements as a table, with the mark of what the rule asks of one; a long name goes on in the next line."""
+    cells = [["number", "world", "mean", "±", "n"]]
+    for m in row["measurements"]:
+        name, *others = measurement_cells(m)
+        mark = shown.get(m["verdict"], shown[""]) if m["verdict"] else " "
+        cells.append([f"{mark} {name}", *others])
     widths = [max(len(line[place]) for line in cells) for place in range(5)]
     widths[0] = max(min(widths[0], columns - sum(widths[1:]) - 8), 10)
     lines = []
