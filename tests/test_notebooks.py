@@ -61,7 +61,7 @@ def test_a_notebook_imports_only_what_the_smallest_set_up_has(source):
             else []
         )
     }
-    installed = {"numpy", "matplotlib", "minilora", "IPython", "ipywidgets", "safetensors", "committed"}
+    installed = {"numpy", "matplotlib", "minilora", "IPython", "ipywidgets", "safetensors", "committed", "progress"}
     assert imported <= installed | set(sys.stdlib_module_names)
 
 

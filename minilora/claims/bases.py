@@ -120,17 +120,18 @@ def widen(model: GPT) -> None:
 # ---- who wants to see how far a training is ----------------------------------------------------------
 
 Follower = Callable[[int, int, float], None]  # steps done, steps in all, the last loss
-_followers: list[Follower] = []
+_follower: Follower | None = None
 
 
-def follow(follower: Follower) -> None:
-    """Let `follower` see the steps of every training of this process from now on, in the place of any before."""
-    _followers[:] = [follower]
+def follow(follower: Follower | None) -> None:
+    """Let `follower` see the steps of every training of this process from now on, in the place of the one before."""
+    global _follower
+    _follower = follower
 
 
 def _followed(done: int, steps: int, loss: float) -> None:
-    for follower in _followers:
-        follower(done, steps, loss)
+    if _follower is not None:
+        _follower(done, steps, loss)
 
 
 # ---- batches of the three worlds' data ---------------------------------------------------------------

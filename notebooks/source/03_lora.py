@@ -12,6 +12,7 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 from committed import claim, show
+from progress import StepBar
 
 import minilora as ml
 from minilora import functional as F
@@ -145,9 +146,10 @@ print("spread over bases:", claim("init_scaling")["spread"].split(";")[0])
 def train(prepare, lr, steps=150):
     """The losses of one run; `prepare(model)` changes the base and returns what to train."""
     model = load_base("strings")
-    optimizer = ml.Adam(prepare(model), lr)
+    optimizer, loss, schedule = ml.Adam(prepare(model), lr), ml.batch_loss(model, batches), ml.linear_schedule(steps)
+    bar = StepBar(steps)
     try:
-        history = ml.train(model, optimizer, ml.batch_loss(model, batches), steps, schedule=ml.linear_schedule(steps))
+        history = ml.train(model, optimizer, loss, steps, schedule=schedule, callback=bar)
     except ml.DivergedError as error:
         return [], str(error), model
     return history["loss"], "", model

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from committed import claim, show
 from IPython.display import Image, display
+from progress import show_progress
 
 import minilora as ml
 from minilora.claims.alpha_learning_rate import ADAM, SGD_, best_rates, exchange, run, trained_delta
@@ -23,6 +24,7 @@ from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE
 from minilora.data import seeded
 
 plt.rcParams.update(STYLE)
+show_progress()
 
 # %% [markdown]
 # ## One number: s = α/r

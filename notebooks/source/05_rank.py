@@ -10,6 +10,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from committed import show
+from progress import show_progress
 
 import minilora as ml
 from minilora.analysis import spectrum, truncate
@@ -22,6 +23,7 @@ from minilora.tasks import planted
 from minilora.training import evaluate_exact_match
 
 plt.rcParams.update(STYLE)
+show_progress()
 
 # %% [markdown]
 # ## A change whose rank we know

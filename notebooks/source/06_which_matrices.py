@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from committed import show
 from IPython.display import Image, display
+from progress import show_progress
 
 import minilora as ml
 from minilora import functional as F
@@ -24,6 +25,7 @@ from minilora.lora import lora_layers, matching_linears
 from minilora.tasks import TASKS
 
 plt.rcParams.update(STYLE)
+show_progress()
 
 # %% [markdown]
 # ## Where to read, what to write

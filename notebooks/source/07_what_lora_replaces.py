@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from committed import claim, show
 from IPython.display import Image, display
+from progress import show_progress
 
 import minilora as ml
 from minilora.baselines import add_adapters, add_prefix, bitfit, last_block
@@ -25,6 +26,7 @@ from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY,
 from minilora.claims.paper_figures import paper_figures
 
 plt.rcParams.update(STYLE)
+show_progress()
 
 # %% [markdown]
 # ## Six ways to train little

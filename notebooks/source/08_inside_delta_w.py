@@ -10,6 +10,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from committed import show
+from progress import show_progress
 
 from minilora.analysis import (
     amplification,
@@ -30,6 +31,7 @@ from minilora.nn import Linear
 from minilora.training import evaluate_exact_match
 
 plt.rcParams.update(STYLE)
+show_progress()
 TASK = "revupper"
 
 # %% [markdown]

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from committed import show
+from progress import show_progress
 
 import minilora as ml
 from minilora.claims.adaptation import STEPS, adaptation, held_out, prepare, rate
@@ -24,6 +25,7 @@ from minilora.lora import lora_layers
 from minilora.training import evaluate_exact_match
 
 plt.rcParams.update(STYLE)
+show_progress()
 folder = tempfile.TemporaryDirectory()
 here = Path(folder.name)
 
