@@ -52,7 +52,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     tasks, planted_ranks, ranks = STRING_TASKS, PLANTED_RANKS, STRING_RANKS
     on_text: tuple[str, ...] = (*map(_method, TEXT_RANKS), WIDE, "full")
     if settings.quick:
-        tasks, planted_ranks, ranks, on_text = STRING_TASKS[1:], (1, 4, 16), (1, SMALL, 64), ()
+        tasks, planted_ranks, ranks, on_text = STRING_TASKS[1:], (1, 2, 4, 16), (1, SMALL, 64), ()
     return [
         *({"world": "planted", "seed": s, "r": r} for s in seeds for r in planted_ranks),
         *(

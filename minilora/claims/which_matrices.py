@@ -158,7 +158,7 @@ def draw(runs: Runs, figure: Any) -> None:
     for x, choice in enumerate(choices):
         paper = CHOICES[choice][1]
         left.text(x, 106, "" if paper is None else f"{paper:.1f}", ha="center", fontsize=8, color=GRAY)
-    left.text(-0.5, 112.5, "paper, WikiSQL:", fontsize=8, color=GRAY, ha="left")
+    left.text(0.01, 112.5, "paper, WikiSQL:", fontsize=8, color=GRAY, transform=left.get_yaxis_transform())
     for ax in right:
         for x, choice in enumerate(on_text):
             point(ax, x, bits(runs, choice), PURPLE, "o")

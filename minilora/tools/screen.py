@@ -100,9 +100,11 @@ def claim_whole(row: Row, folder: Path, columns: int, shown: dict[str, str]) -> 
 
 
 def _labelled(label: str, text: str, columns: int) -> list[str]:
-    return textwrap.wrap(
-        text, columns, initial_indent=f"{label:>10}  ", subsequent_indent=" " * 12, break_on_hyphens=False
+    whole = text.replace(" %", "\u00a0%")  # a number and its unit stay on one line
+    lines = textwrap.wrap(
+        whole, columns, initial_indent=f"{label:>10}  ", subsequent_indent=" " * 12, break_on_hyphens=False
     )
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def _numbers(row: Row, columns: int, shown: dict[str, str]) -> list[str]:
