@@ -39,7 +39,9 @@ def adapt(base, *more):
 def test_pretrain_adapt_generate_merge(base, capsys):
     assert adapt(base, "--lr", "0.1") == 0
     assert sorted(os.listdir("a")) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert "128 of 6,832 parameters trained (1.87 %)" in capsys.readouterr().out
+    assert (
+        "LoRA of rank 2 on q_proj, v_proj, scaling α/r = 1:\n128 numbers trained, 1.91 % of the base's 6,704.\n"
+    ) in capsys.readouterr().out
     assert main(["merge", "--base", base, "--adapter", "a", "--out", "merged.npz"]) == 0
     capsys.readouterr()
     prompt = ["--prompt", "2abcd>", "--temperature", "0", "--length", "9"]

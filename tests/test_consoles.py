@@ -27,7 +27,7 @@ SAYS = {
         ["pretrain", *SMALL, "--d-model", "16", "--layers", "1", "--heads", "2", "--out", "x.npz"],
         "held out",
     ),
-    "adapt": (ADAPT, "parameters trained (1.87 %), scaling α/r = 1"),
+    "adapt": (ADAPT, "on q_proj, v_proj, scaling α/r = 1"),
     "merge": (["merge", "--base", "base.npz", "--adapter", "adapter", "--out", "x.npz"], "6,704 parameters, ΔW inside"),
     "generate": (["generate", "--base", "text.npz", "--prompt", "日本é", "--length", "0"], "日本é"),
     "budget": (["budget", "--preset", "gpt3-175b", "--paper", "--full"], "2·96·2·12,288·4"),

@@ -531,9 +531,11 @@ def _adapt(options: Any) -> None:
     _train(options, model, optimizer, data, schedule, checkpoint, made_of, clip=None)
     save_adapter(model, options.out)
     checkpoint.unlink(missing_ok=True)
-    trainable, total = model.num_parameters(trainable_only=True), model.num_parameters()
-    share = 100 * trainable / total
-    _say(f"{trainable:,} of {total:,} parameters trained ({share:.2f} %), scaling α/r = {config.scale:g}.\n")
+    trained = sum(p.size for p in parameters)
+    base = model.num_parameters() - trained
+    scaling = config.scaling.replace("alpha", "α").replace("sqrt(r)", "√r")
+    _say(f"LoRA of rank {config.r} on {', '.join(config.target_modules)}, scaling {scaling} = {config.scale:g}:")
+    _say(f"{trained:,} numbers trained, {100 * trained / base:.2f} % of the base's {base:,}.\n")
     for cells in columns(data.sample(said, data.said(model))):
         _say(line(cells))
     _say(f"\nheld out, before: {before}\nheld out, after:  {data.measure(model)}\nSaved in {options.out}.")
