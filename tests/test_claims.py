@@ -133,7 +133,7 @@ def check_numbers(name, outcome):
     for m, row in zip(outcome.measurements, written, strict=True):
         assert m.part.world in (*WORLDS, "time") and m.part.unit in ("%", "bits", "ms", "bytes", "")
         assert row["n"] == len(row["values"]) > 0 and None not in row["values"]
-        assert (row["deviation"] is None) == (row["n"] == 1)
+        assert (row["deviation"] is None) == (row["interval"] is None) == (row["n"] == 1)
         assert (row["quartiles"] is not None) == (m.part.world == "time")
         assert (row["rule"] is None) == (row["verdict"] is None) == (m.part.rule is None)
 
@@ -190,14 +190,16 @@ def test_a_measurement_says_what_it_is_in_json():
     def row(world, values, unit):
         return Part("x", world, lambda runs: values, unit).measured([]).as_json()
 
+    s = 2 / math.sqrt(3)  # two standard errors of 1, 2, 3
     assert row("strings", [1.0, 2.0, 3.0], "bits") == {
-        "name": "x", "world": "strings", "unit": "bits", "value": 2.0, "deviation": 1.0, "quartiles": None, "n": 3,
-        "values": [1.0, 2.0, 3.0], "rule": None, "verdict": None,
+        "name": "x", "world": "strings", "unit": "bits", "value": 2.0, "interval": pytest.approx([2 - s, 2 + s]),
+        "deviation": 1.0, "quartiles": None, "n": 3, "values": [1.0, 2.0, 3.0], "rule": None, "verdict": None,
     }  # fmt: skip
     clock = row("time", [4.0, 1.0, 2.0, 3.0, 5.0], "ms")
     assert clock["quartiles"] == [2.0, 3.0, 4.0] and clock["values"] == [4.0, 1.0, 2.0, 3.0, 5.0]
     none = row("strings", [0.5, math.nan], "%")
     assert none["values"] == [50.0, None] and none["value"] is None and none["deviation"] is None
+    assert none["interval"] == [None, None]
     assert row("exact", [np.float32(2)], "")["deviation"] is None
 
 

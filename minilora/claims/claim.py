@@ -100,18 +100,22 @@ class Measurement:
     verdict: str | None  # None where there is no rule
 
     def as_json(self) -> dict[str, Any]:
-        """Name, world, unit, mean, sample standard deviation (None for a single value), n, every value; of a clock the
-        quartiles, the median among them; of what is judged the rule and the verdict.
+        """Name, world, unit, mean, interval (two standard errors either side, as the rules have it), sample standard
+        deviation (both None for a single value), n, every value; of a clock the quartiles, the median among them; of
+        what is judged the rule and the verdict.
 
         None is what is no finite number: a share of full fine-tuning where that answered nothing.
         """
         part, values = self.part, self.values
         quartiles = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if part.world == "time" else None
+        margin = 2 * standard_error(values)
+        interval = [_finite(mean(values) - margin), _finite(mean(values) + margin)] if len(values) > 1 else None
         return {
             "name": part.name,
             "world": part.world,
             "unit": part.unit,
             "value": _finite(mean(values)),
+            "interval": interval,
             "deviation": _finite(deviation(values)) if len(values) > 1 else None,
             "quartiles": quartiles,
             "n": len(values),
@@ -243,6 +247,10 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1))
 
 
+def standard_error(values: Sequence[float]) -> float:
+    return deviation(values) / math.sqrt(len(values))
+
+
 _SURELY = "by two standard errors over bases"
 
 
@@ -280,7 +288,7 @@ def always_within(limit: float) -> Rule:
 
 
 def _at_least(values: Sequence[float], limit: float) -> str:
-    margin = 2 * deviation(values) / math.sqrt(len(values))
+    margin = 2 * standard_error(values)
     center = mean(values)
     if not all(math.isfinite(v) for v in values):
         return FAILS

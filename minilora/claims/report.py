@@ -33,6 +33,7 @@ _ROW: dict[str, Any] = {
 _MEASUREMENT: dict[str, Any] = {
     **dict.fromkeys(("name", "world", "unit"), str),
     "value": (int, float),
+    "interval": (list, type(None)),
     "deviation": (int, float, type(None)),
     "n": int,
     "values": list,
