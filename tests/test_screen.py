@@ -96,12 +96,12 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
 
 
 def test_verdicts_are_counted_in_words():
-    rows = [{"verdict": verdict} for verdict in (HOLDS, HOLDS, FAILS, NOISE)]
+    rows = [{"verdict": verdict, "verdicts": {}} for verdict in (HOLDS, HOLDS, FAILS, NOISE)]
     assert count_verdicts(rows) == "4 claims: 2 hold, 1 does not hold at this scale, 1 within noise"
     assert count_verdicts(rows[:1]) == "1 claim: 1 holds"
     partly = [{"verdict": HOLDS, "verdicts": {"strings": HOLDS, "text": verdict}} for verdict in (HOLDS, FAILS, FAILS)]
     assert count_verdicts(partly) == "3 claims: 3 hold (2 of them not on text)"
-    assert count_verdicts([{"verdict": ILLUSTRATION}] * 11) == "11 claims: 11 not decided"
+    assert count_verdicts([{"verdict": ILLUSTRATION, "verdicts": {}}] * 11) == "11 claims: 11 not decided"
 
 
 def test_a_number_has_three_digits_or_is_whole():

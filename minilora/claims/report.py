@@ -179,7 +179,7 @@ def _but_not_on(rows: Sequence[Row]) -> str:
     worlds = Counter(
         world
         for row in rows
-        for world, verdict in row.get("verdicts", {}).items()
+        for world, verdict in row["verdicts"].items()
         if row["verdict"] == HOLDS and verdict == FAILS
     )
     said = ", ".join(f"{n} of them not on {world}" for world, n in worlds.items())

@@ -165,7 +165,7 @@ def timed_run(job: Job) -> dict[str, Any]:
     """{"result", "seconds"} of one job, on whatever process or machine this is."""
     name, configuration = job
     start = time.perf_counter()
-    with _told(), np.errstate(all="ignore"):  # as in the command line's main()
+    with _worker():
         result: Result = experiment(name).run(configuration)
     return {"result": result, "seconds": time.perf_counter() - start}
 
@@ -241,15 +241,17 @@ def _sweep(
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Within this context the parent of this worker sees how far a training is."""
+def _worker() -> Iterator[None]:
+    """Within this context the parent of this worker sees how far a training is, and NumPy does not warn, as in the
+    command line's main()."""
     follow(tell)
     try:
-        yield
+        with np.errstate(all="ignore"):
+            yield
     finally:
         tell(0, 0, 0.0)
 
 
 def _prepare_base(base: tuple[str, int]) -> None:
-    with _told(), np.errstate(all="ignore"):
+    with _worker():
         load_base(*base)
