@@ -187,7 +187,7 @@ def of_rounds(runs: Runs, size: tuple[int, int, int, int]) -> list[float]:
     """A LoRA step's time over a full one's, in each round."""
     B, T, D, L = size
     times = [times for _, times in select(runs, measure="time", batch=B, time=T, d_model=D, layers=L)]
-    return [a / b for a, b in zip(times[0]["lora"], times[0]["full"], strict=True)] if times else []
+    return (np.array(times[0]["lora"]) / np.array(times[0]["full"])).tolist() if times else []
 
 
 def ratios(runs: Runs) -> dict[str, tuple[float, float, float]]:

@@ -166,14 +166,14 @@ PARTS = (
         "time",
         of(over_the_base_itself, "LoRA merged", 1),
         rule=Rule("is at most {} at every shape (does not hold if at none)", 1, _at_every_shape),
-        what="the median time of merged LoRA over the upper quartile of the base's own, both over the base's,",
+        what="merged LoRA's median ratio to the base, divided by the upper quartile of the base against itself,",
     ),
     Part(
         "adapters (Houlsby), lower quartile over the upper quartile of base again",
         "time",
         of(over_the_base_itself, "adapters (Houlsby)", 0),
         rule=always_above(1),
-        what="the lower quartile of adapters (Houlsby) over the same",
+        what="the lower quartile of adapters (Houlsby), divided by the same,",
     ),
     Part(f"loss at the end, {REFERENCE}", "text", of(bits_at_end, REFERENCE), "bits"),
     *(
