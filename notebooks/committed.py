@@ -4,6 +4,8 @@ import json
 import textwrap
 from pathlib import Path
 
+from minilora.claims.report import measurement_cells
+
 REPORT = Path(__file__).parent.parent / "figures" / "claims.json"
 
 
@@ -13,6 +15,14 @@ def claim(name):
     if name not in rows:
         raise ValueError(f"The report has no claim {name!r}; it has: {', '.join(rows)}.")
     return rows[name]
+
+
+def numbers(name, *beginnings):
+    """Print the numbers of a claim whose names begin so: mean, sample standard deviation and how many values."""
+    for m in claim(name)["measurements"]:
+        if m["name"].startswith(beginnings):
+            what, world, mean, deviation, n = measurement_cells(m)
+            print(f"{what:<62} {world:<7} {mean:>12} {deviation:>7}  n = {n}")
 
 
 def show(name, *fields):

@@ -65,6 +65,11 @@ def test_a_notebook_imports_only_what_the_smallest_set_up_has(source):
     assert imported <= installed | set(sys.stdlib_module_names)
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_no_notebook_takes_a_number_out_of_a_sentence(source):
+    assert not re.search(r"""\[["'](measured|spread|key|rule)["']\]""", source.read_text(encoding="utf-8"))
+
+
 def test_every_question_of_the_table_leads_to_an_answer():
     rows = re.findall(r"^\| (\d+) \| (.+?) \| \[(\d+)\]\((\S+)\.ipynb\), \"(.+?)\" \|$", README, flags=re.MULTILINE)
     assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 30

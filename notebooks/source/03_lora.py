@@ -11,7 +11,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
-from committed import claim, show
+from committed import numbers, show
 from progress import StepBar
 
 import minilora as ml
@@ -132,8 +132,7 @@ plt.show()
 # well:
 
 # %% exact
-print(claim("init_scaling")["measured"].split("; best lr")[0])
-print("spread over bases:", claim("init_scaling")["spread"].split(";")[0])
+numbers("init_scaling", "answered")
 
 # %% [markdown]
 # ## Training it, and a gallery of failures

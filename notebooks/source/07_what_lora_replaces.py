@@ -11,7 +11,7 @@ from collections import Counter
 
 import matplotlib.pyplot as plt
 import numpy as np
-from committed import claim, show
+from committed import numbers, show
 from IPython.display import Image, display
 from progress import show_progress
 
@@ -168,7 +168,7 @@ plt.show()
 # The most that can save is a third of the products; the paper reports 25 % on GPT-3, we measure about as much:
 
 # %% exact
-print(next(part for part in claim("budget")["measured"].split("; ") if "LoRA step" in part))
+numbers("budget", "LoRA step")
 
 # %% [markdown]
 # ## The paper's parameter tables, recomputed
