@@ -31,8 +31,8 @@ from minilora.claims.bases import load_base
 from minilora.claims.claim import (
     FAILS,
     HOLDS,
-    ILLUSTRATION,
     NOISE,
+    UNDECIDED,
     WORLDS,
     Claim,
     Part,
@@ -97,7 +97,7 @@ def test_a_claim_asks_for_all_of_its_parts_and_for_none_beside_it():
         )
         said = {name: lambda runs: "1" for name in ("key", "measured", "spread")}
         fields = dict.fromkeys(("id", "short", "statement", "where", "paper"), "x")
-        return Claim(**fields, **said, exact=False, configurations=None, experiment=None, parts=parts, draw=None)
+        return Claim(**fields, **said, configurations=None, experiment=None, parts=parts, draw=None)
 
     all_hold = claim([1.0], [0.6], [2.0]).conclude([])
     assert all_hold.verdict == HOLDS and all_hold.verdicts == {"strings": HOLDS, "text": HOLDS, "exact": HOLDS}
@@ -113,8 +113,23 @@ def test_a_claim_asks_for_all_of_its_parts_and_for_none_beside_it():
     exact = "error is 0; b is above 1"
     both = f"holds if {exact}; and, {margin}: on strings and on text, it is at least 0.5"
     assert claim([1.0], [1.0], [2.0]).rule == both
-    also = f"holds if {exact}; and, {margin}: on strings, it is at least 0.5; judged beside it, {margin}: on text, "
-    assert claim([1.0], [1.0], [2.0], beside=True).rule == also + "it is at least 0.5"
+    also = f"holds if {exact}; and, {margin}: on strings, it is at least 0.5"
+    alone = f"; for the verdict on text only, {margin}: on text, it is at least 0.5"
+    assert claim([1.0], [1.0], [2.0], beside=True).rule == also + alone
+
+
+def test_one_base_decides_what_is_exact_and_nothing_else():
+    rules = {"rule": at_least(0.5), "what": "it"}
+    parts = {
+        "equality": Part("error", "exact", lambda runs: [0.0], rule=always_equal(0)),
+        "bases": Part("planted", "exact", lambda runs: [9.0], **rules),
+        "strings": Part("a", "strings", lambda runs: [9.0], **rules),
+        "clock": Part("b", "time", lambda runs: [9.0], rule=always_above(1)),
+    }
+    decided = {name: part.measured([], quick=True).verdict for name, part in parts.items()}
+    assert decided == {"equality": HOLDS, "bases": UNDECIDED, "strings": UNDECIDED, "clock": UNDECIDED}
+    assert all(part.measured([]).verdict == HOLDS for part in parts.values())
+    assert worst([HOLDS, UNDECIDED]) == UNDECIDED and worst([UNDECIDED, FAILS]) == FAILS
 
 
 # ---- an outcome's numbers ------------------------------------------------------------------------------
@@ -210,7 +225,7 @@ def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monke
     )
     runs = [(c, zero_init.run(c)) for c in zero_init.configurations(Settings(1))]
     outcome = zero_init.CLAIM.conclude(runs)
-    assert outcome.verdict == HOLDS and outcome.key == "1 of 1 bases start bit-equal"
+    assert outcome.verdict == HOLDS and outcome.key == "logits bit-equal on 1 of 1 bases"
     check_numbers("zero_init", outcome)
     assert_the_sentence_is_in_the_numbers("zero_init", outcome)
     for key, wrong in (("equal_float32", False), ("equal_merged", False), ("gradient_norms", [[1e-9, 1.0], [1, 1]])):
@@ -407,7 +422,9 @@ def test_intrinsic_rank_verdict_asks_what_rank_8_keeps():
     assert verdict((0.99, 0.98, 1.0)).verdict == HOLDS
     assert verdict((0.6, 0.7, 0.65)).verdict == FAILS
     assert verdict((0.99, 0.85, 0.97)).verdict == NOISE
-    assert "text 1: 10, 4: 30, 8: 50, 16: 70 (does not hold" in verdict((1, 1, 1)).measured
+    partly = verdict((1, 1, 1))
+    assert "text 1: 10, 4: 30, 8: 50, 16: 70" in partly.measured and partly.key.endswith("100 %, of text's 50 %")
+    assert partly.verdict == HOLDS and partly.verdicts["text"] == FAILS
 
 
 def phi_result(top, planted=1.0):
@@ -548,7 +565,7 @@ def test_the_numbers_of_a_claim_say_what_its_sentence_says(name):
         check_numbers(name, outcome)
         for m in outcome.measurements:
             assert len(m.values) == COUNTS.get(name, {}).get(m.part.world, 3) or m.part.name in PER_SHAPE, m.part.name
-    assert outcomes[0].key != outcomes[1].key
+    assert (outcomes[0].key, outcomes[0].measured) != (outcomes[1].key, outcomes[1].measured)
     for of in runs:
         outcome = claim.conclude(shaken(of, np.random.default_rng(0)))  # where no two numbers are the same
         if "not as the formulas say" not in outcome.measured:  # which lists the formulas' numbers too
@@ -625,12 +642,12 @@ def test_every_claim_says_what_it_is_and_no_two_share_a_name():
         claims.find(["ranks"])
 
 
-def test_a_quick_run_decides_exact_claims_only(tmp_path, monkeypatch):
+def test_a_quick_run_decides_equalities_only(tmp_path, monkeypatch):
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
     runs = made_up(rank.CLAIM, rank_result(1.0))
     settings = Settings(3, quick=True)
     row = make_row(rank.CLAIM, runs, settings, 1.25)
-    assert row["verdict"] == ILLUSTRATION
+    assert row["verdict"] == UNDECIDED
     assert make_row(rank.CLAIM, runs, Settings(3), 1.25)["verdict"] == HOLDS
     write_report(tmp_path, [row], settings)
     draw_figures(tmp_path, [rank.CLAIM], {"rank": runs})
@@ -640,9 +657,9 @@ def test_a_quick_run_decides_exact_claims_only(tmp_path, monkeypatch):
         "id", "short", "statement", "where", "paper", "measured", "spread", "rule", "verdict", "key", "verdicts",
         "measurements", "seconds", "figure",
     ]  # fmt: skip
-    assert report["claims"][0]["verdicts"] == dict.fromkeys(("exact", "strings", "text"), ILLUSTRATION)
+    assert report["claims"][0]["verdicts"] == {"strings": UNDECIDED, "text": UNDECIDED, "exact": HOLDS}
     assert (tmp_path / "rank.png").read_bytes()[:4] == b"\x89PNG"
-    assert ILLUSTRATION in markdown([row], settings)
+    assert UNDECIDED in markdown([row], settings)
 
 
 @pytest.mark.slow

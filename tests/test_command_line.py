@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.tools import cli
+from minilora.tools import cli, console
 from minilora.tools.cli import main
 
 TINY = ["--d-model", "16", "--layers", "1", "--heads", "2", "--batch", "4"]
@@ -186,10 +187,64 @@ def test_a_bad_prompt_costs_a_sentence_and_the_next_is_read(capsys, monkeypatch)
     assert main(GENERATE) == 2
     said = capsys.readouterr()
     assert said.out == "2badge>BADGE\n"
-    first, second, last = said.err.splitlines()
+    first, second, last = said.err.splitlines()  # and no word on what the base has seen, of what it cannot read
     assert "'é' (position 1)" in first and "--replace" in first
     assert "'0b\\udcff>' holds bytes that are no" in second
     assert last == "minilora generate: 2 prompts were refused, as said above."
+
+
+def test_several_prompts_are_all_answered_and_one_that_is_no_task_is_told_so(capsys):
+    assert main([*GENERATE, "--prompt", "0badge>", "--prompt", "2badge>"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "0badge>badge\n2badge>BADGE\n" and said.err == ""
+    for prompt in ("hello", "0bad>", "0BADGE>", "0badge", "0zebra>"):
+        assert main([*GENERATE, "--prompt", prompt]) == 0
+        said = capsys.readouterr()
+        assert said.out.startswith(prompt)
+        assert said.err == (
+            "minilora generate: the base has only seen lines such as 3badge>: a digit, 4 to 8 letters from a to p, "
+            "and >.\n"
+        )
+
+
+def test_an_unknown_option_is_refused_with_its_command_s_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["adapt", "--base", "strings", "--task", "prev", "--out", "a", "--rnak", "3"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("usage: minilora adapt") and "arguments: --rnak 3" in said
+
+
+def test_an_adapter_that_takes_another_s_place_says_so(base, capsys):
+    capsys.readouterr()
+    for place in ("", " in the place of the adapter that was there"):
+        assert adapt(base) == 0
+        assert capsys.readouterr().out.endswith(f"Saved in a{place}.\n")
+
+
+def test_info_counts_what_the_cache_holds(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path))
+    for name, size in (("bases/1.npz", 600_000), ("bases/1.lock", 0), ("runs/1.json", 10), ("runs/2.json", 10)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert main(["info"]) == 0
+    assert f"cache     {tmp_path}: 1 base and 2 results, 0.6 MB\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "called, found, said",
+    [
+        ("/venv/bin/minilora", "/venv/bin/minilora", "minilora"),
+        (".venv/bin/minilora", None, ".venv/bin/minilora"),
+        ("minilora.exe", None, "minilora.exe"),
+        ("/site/minilora/__main__.py", None, "python -m minilora"),
+        ("/site/minilora/__main__.py", "/venv/bin/minilora", "minilora"),
+        ("/site/pytest/__main__.py", None, "minilora"),
+    ],
+)
+def test_hints_name_the_program_as_it_can_be_called(called, found, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", [called])
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    assert console.program() == str(Path(said))
 
 
 def test_somebody_who_types_gets_a_sign_and_may_be_wrong(capsys, monkeypatch):

@@ -67,7 +67,7 @@ def test_the_demo_s_numbers_are_those_of_the_run(short, capsys):
     loss = demo.evaluate(model, demo.held_out_strings("revupper"))
     assert rows[-1][1] == f"{loss:.2f}" and rows[-1][2] == demo.answer(model, "8badge>")
     trained = sum(p.size for p in parameters)
-    assert f"{trained:,} numbers, {100 * trained / size:.1f} % of {size:,}" in text
+    assert f"{trained:,} numbers beside {size:,} frozen ones: {100 * trained / size:.1f} %" in text
     assert "the same as before, bit for bit" in text and "512 of 512 answers stay the same" in text
     for word in demo.HELD_OUT:
         asked, right = question("revupper", word)

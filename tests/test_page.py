@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from made_up_report import report_rows
 
-from minilora.claims.claim import ILLUSTRATION, Settings
+from minilora.claims.claim import UNDECIDED, Settings
 from minilora.claims.page import page, write_page
 from minilora.claims.report import markdown, number
 
@@ -86,10 +86,13 @@ def test_verdicts_are_words_and_not_only_colours():
     row = report_rows()[3]
     _, parsed = made(rows=[row])
     assert "r = 8 answers 99 % of full's ✓ holds ✗ does not hold ✓ holds" in parsed.words
-    row = {**row, "verdicts": {"text": ILLUSTRATION}, "verdict": ILLUSTRATION}
+    row = {**row, "verdicts": {"text": UNDECIDED}, "verdict": UNDECIDED}
     _, parsed = made(Settings(1, quick=True), [row])
-    assert "· not judged · not decided · not judged" in parsed.words
-    assert parsed.words.count("A quick run: 1 base decides nothing") == 1 and "Spread" not in parsed.words
+    assert "· not judged ? not decided · not judged" in parsed.words
+    assert (
+        parsed.words.count("A first look: one base, short runs; equalities are decided") == 1
+        and "Spread" not in parsed.words
+    )
 
 
 @pytest.mark.parametrize("field", ["id", "short", "statement", "where", "key", "paper", "rule", "measured", "verdict"])
@@ -115,7 +118,9 @@ def test_the_markdown_has_a_short_table_and_then_each_claim():
     table = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("|")]
     assert table[0] == "| claim | key number | strings | text | exact |" and len(table) == 16
     assert table[5] == "| A very small r is enough | r = 8 answers 99 % of full's | holds | does not hold | holds |"
-    assert text.count("\n## ") == 14 and "| a step | time | 12.8 ms | ±0.38 | 3 |" in text
+    assert text.count("\n## ") == 14 and "| a step | time | 12.8 ms | 12.4 to 13.3 | 3 |  |" in text
+    assert "| share of full fine-tuning at r = 8 | strings | 99.0 % | 98.7 to 99.3 | 3 | holds |" in text
+    assert "**holds, but not on text** (§3" in text
     assert all(row["rule"] in text and f"]({row['figure']})" in text for row in rows)
     named = {**rows[0], "key": "‖ΔW‖ | r"}
     assert "| ‖ΔW‖ \\| r |" in markdown([named], Settings(3))

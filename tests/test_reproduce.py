@@ -251,7 +251,8 @@ def test_reproduce_prints_the_head_once_the_lines_and_the_page_to_open(tmp_path,
     assert lines[2].startswith("✓ ✗ ✓  ") and lines[3].startswith("~ ✗ ✓  ") and lines[4] == ""
     assert lines[5].startswith("2 claims: 1 holds (1 of them not on text), 1 within noise. ")
     assert lines[5].endswith(" s.")
-    assert lines[6] == f"Open {tmp_path / 'report.html'}; or one claim here: minilora show rank --out {tmp_path}"
+    assert lines[6] == f"The report: {tmp_path / 'report.html'}"
+    assert lines[7] == f"One claim here: minilora show rank --out {tmp_path}"
     assert opened == [(tmp_path / "report.html").as_uri()]
     assert main(command) == 2
     assert "No browser could be started: open" in capsys.readouterr().err
@@ -415,7 +416,8 @@ def test_the_bar_moves_with_the_steps_within_runs(capsys, monkeypatch):
     with Executor(4) as executor:
         tools._sweep("running", run, range(4), executor, lambda job, _: finished.append(job), str)
     bar = capsys.readouterr().err
-    assert "running  75% |" in bar and "loss 0.25, 1.50" in bar and "running 100% |" in bar
+    assert "running  75% |" in bar and "losses of the 2 runs 0.25, 1.50" in bar and "running 100% |" in bar
+    assert " left" not in bar  # in the first seconds nobody knows
 
 
 def test_a_base_that_is_made_and_a_run_tell_their_steps(monkeypatch):

@@ -3,12 +3,13 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from made_up_report import report_rows
 
-from minilora.claims.claim import FAILS, HOLDS, ILLUSTRATION, NOISE, Settings
-from minilora.claims.report import count_verdicts, number, read_rows, write_report
+from minilora.claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, Settings
+from minilora.claims.report import count_verdicts, number, read_report, write_report
 from minilora.tools import screen
 from minilora.tools.cli import main
 
@@ -45,7 +46,7 @@ def test_the_marks_stand_for_strings_text_and_exact_in_this_order():
     row = {**report_rows()[0], "verdicts": {"exact": NOISE, "strings": HOLDS, "text": FAILS}}
     assert screen.claim_line(row, 10, 80, UNICODE).startswith("✓ ✗ ~  B = 0 sta…  logits bit-equal")
     assert screen.claim_line(row, 10, 80, ASCII).startswith("y n ~  B = 0 s...  logits bit-equal")
-    assert screen.claim_line({**row, "verdicts": {"text": ILLUSTRATION}}, 10, 80, UNICODE).startswith("· · ·  B")
+    assert screen.claim_line({**row, "verdicts": {"text": UNDECIDED}}, 10, 80, UNICODE).startswith("· ? ·  B")
     legend, names = screen.head(24, Settings(3), UNICODE).splitlines()
     assert legend == "✓ holds  ✗ does not hold  ~ within noise  · not judged"
     assert names.startswith("s t e  ") and names.endswith("  key number")
@@ -75,10 +76,26 @@ def test_a_console_without_the_signs_gets_letters():
 
 def test_that_a_quick_run_decides_little_is_said_once():
     one, three = (screen.head(30, Settings(n, quick=True), UNICODE) for n in (1, 3))
-    assert one.splitlines()[0] == "One base decides nothing but what is exact: take the numbers as a first look."
-    assert three.startswith("3 bases of a quick run decide nothing but")
+    first, legend, _ = one.splitlines()
+    assert first == "A first look: one base, short runs; equalities are decided, nothing else is."
+    assert legend == "✓ holds  ✗ does not hold  ? not decided  · not judged"
+    assert three.startswith("A first look: 3 bases, short runs;")
     assert "first look" not in screen.head(30, Settings(1), UNICODE)
-    assert not any("base decides" in line for line in lines(80))
+    assert not any("decided" in line for line in lines(80))
+
+
+def test_the_committed_report_fits_80_columns_whole():
+    rows, settings = read_report(Path(__file__).parent.parent / "figures")
+    column = screen.column_for([row["short"] for row in rows], 80)
+    assert settings == Settings(3) and not any("…" in screen.claim_line(row, column, 80, UNICODE) for row in rows)
+
+
+def test_a_list_names_the_claims(report, capsys):
+    assert main(["show", "--out", str(report)]) == 0
+    *table, blank, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in table] == [row["id"] for row in report_rows()]
+    assert table[3].startswith("✓ ✗ ✓  rank ") and table[3].endswith("  A very small r is enough")
+    assert blank == "" and last == f"One of them whole: minilora show zero_init --out {report}"
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch):
@@ -101,7 +118,7 @@ def test_verdicts_are_counted_in_words():
     assert count_verdicts(rows[:1]) == "1 claim: 1 holds"
     partly = [{"verdict": HOLDS, "verdicts": {"strings": HOLDS, "text": verdict}} for verdict in (HOLDS, FAILS, FAILS)]
     assert count_verdicts(partly) == "3 claims: 3 hold (2 of them not on text)"
-    assert count_verdicts([{"verdict": ILLUSTRATION, "verdicts": {}}] * 11) == "11 claims: 11 not decided"
+    assert count_verdicts([{"verdict": UNDECIDED, "verdicts": {}}] * 11) == "11 claims: 11 not decided"
 
 
 def test_a_number_has_three_digits_or_is_whole():
@@ -116,17 +133,20 @@ def test_a_number_has_three_digits_or_is_whole():
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_claim_whole_says_everything_within_the_width(columns, report):
     row = report_rows()[3]
-    text = screen.claim_whole(row, report, columns, UNICODE)
+    text = screen.claim_whole(row, Settings(3), report, columns, UNICODE)
     # a path has no place to break
     assert max(len(line) for line in text.splitlines() if "figure" not in line and str(report) not in line) <= columns
     words = " ".join(text.split())
     for field in ("statement", "where", "key", "paper", "rule", "measured", "spread", "verdict"):
         assert " ".join(row[field].split()) in words, field
     assert "strings ✓ holds" in words and "text ✗ does not hold" in words and "exact ✓ holds" in words
-    table = [line.split() for line in text.splitlines()[-6:]]
-    assert ["number", "world", "mean", "±", "n"] in table and ["a", "step", "time", "12.8", "ms", "±0.38", "3"] in table
-    assert any(line[-4:] == ["strings", "99.0", "%", "±0.28", "3"][-4:] for line in table)
-    assert any(line[-3:] == ["471,234", "bytes", "1"] for line in table)
+    assert "verdict holds, but not on text strings" in words and "run full, 3 bases (of " in words
+    table = [" ".join(line.split()) for line in text.split("\n\n")[-2].splitlines()]
+    assert "number world mean interval n" in table and "a step time 12.8 ms 12.4 to 13.3 3" in table
+    assert any(line.startswith("✓ share of") and line.endswith("99.0 % 98.7 to 99.3 3") for line in table)
+    assert any(line.endswith("471,234 bytes 1") for line in table)
+    quick = screen.claim_whole(row, Settings(1, quick=True), report, columns, UNICODE)
+    assert "rule  in the full run, holds if" in quick and "run  quick, 1 base (of " in quick
 
 
 def test_show_prints_the_claim_from_the_report_in_a_folder(report, capsys):
@@ -161,6 +181,9 @@ def test_show_refuses_in_a_sentence(report, tmp_path, capsys):
         {**good, "claims": {}},
         {**good, "claims": [{**row, "verdicts": None}]},
         {**good, "claims": [{**row, "verdicts": {"text": 1}}]},
+        {**good, "claims": [{**row, "verdicts": {"text": []}}]},
+        {**good, "claims": [{**row, "verdict": "illustration, no verdict"}]},
+        {**good, "seeds": None},
         {**good, "claims": [{name: row[name] for name in row if name != "key"}]},
         {**good, "claims": [{**row, "measurements": [{**measurement, "value": "1"}]}]},
         {**good, "claims": [None]},
@@ -175,4 +198,4 @@ def test_show_refuses_in_a_sentence(report, tmp_path, capsys):
 
 
 def test_what_was_written_is_read_back(report):
-    assert read_rows(report) == report_rows()
+    assert read_report(report) == (report_rows(), Settings(3))

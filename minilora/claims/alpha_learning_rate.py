@@ -264,7 +264,6 @@ CLAIM = Claim(
     statement="Tuning α is tuning the learning rate, if the start is scaled with it",
     where="§4.1",
     paper="roughly the same, if we scale the initialization appropriately",
-    exact=True,
     configurations=configurations,
     experiment=Experiment(run, version=2),
     parts=PARTS,

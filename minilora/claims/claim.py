@@ -25,7 +25,7 @@ from .bases import SHIPPED
 HOLDS = "holds"
 FAILS = "does not hold at this scale"
 NOISE = "within noise"
-ILLUSTRATION = "illustration, no verdict"
+UNDECIDED = "not decided"  # by a quick run
 
 BITS = 1 / math.log(2)  # of one nat
 
@@ -83,10 +83,17 @@ class Part:
         number = f"{self.rule.limit * (100 if self.unit == '%' else 1):g}".replace("e-0", "e-")
         return f"{self.what or self.name} {self.rule.words.format(f'{number} {self.unit}'.rstrip())}"
 
-    def measured(self, runs: Runs) -> Measurement:
-        """The values, judged where there is a rule for them."""
+    @property
+    def one_base_decides(self) -> bool:
+        """Whether the rule is an equality or the like: neither bases that scatter nor a clock."""
+        return self.rule is not None and not self.rule.margin and self.world == "exact"
+
+    def measured(self, runs: Runs, quick: bool = False) -> Measurement:
+        """The values, judged where there is a rule for them; in a quick run only by one that one base decides."""
         values = [float(v) for v in self.measure(runs)]
         verdict = self.rule.judge(values, self.rule.limit) if self.rule and values else None
+        if verdict and quick and not self.one_base_decides:
+            verdict = UNDECIDED
         shown = [100 * v for v in values] if self.unit == "%" else values
         return Measurement(self, shown, verdict)
 
@@ -152,7 +159,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the paper. `exact` claims are equalities: one base decides them, and `--quick` may too.
+    """One claim of the paper.
 
     A configuration with a key "experiment" goes to the shared experiment of that name, and claims that ask for the
     same run share it; any other goes to the claim's own.
@@ -163,7 +170,6 @@ class Claim:
     statement: str
     where: str  # in the paper
     paper: str  # what the paper reports
-    exact: bool
     configurations: Callable[[Settings], list[Configuration]]
     experiment: Experiment
     parts: Sequence[Part]  # with their rules, which were decided before any run
@@ -176,16 +182,13 @@ class Claim:
     def rule(self) -> str:
         """Of the verdict, in words: each part's, with one for those that share it."""
         said = f"holds if{_sentence([part for part in self.parts if part.rule and not part.beside])}"
-        beside = _sentence([part for part in self.parts if part.rule and part.beside])
-        return f"{said}; judged beside it{beside}" if beside else said
+        beside = [part for part in self.parts if part.rule and part.beside]
+        worlds = " and ".join(sorted({part.judged_in for part in beside}))
+        return f"{said}; for the verdict on {worlds} only{_sentence(beside)}" if beside else said
 
-    def verdicts(self, runs: Runs) -> dict[str, str]:
-        """World -> verdict there; a world that was not run is missing."""
-        return _by_world([part.measured(runs) for part in self.parts])
-
-    def conclude(self, runs: Runs) -> Outcome:
-        """What these runs come to. Parts that were not run are left out."""
-        measurements = [m for part in self.parts if (m := part.measured(runs)).values]
+    def conclude(self, runs: Runs, quick: bool = False) -> Outcome:
+        """What these runs, perhaps of a quick run, come to. Parts that were not run are left out."""
+        measurements = [m for part in self.parts if (m := part.measured(runs, quick)).values]
         return Outcome(
             self.measured(runs),
             self.spread(runs),
@@ -299,7 +302,7 @@ def _at_least(values: Sequence[float], limit: float) -> str:
 
 def worst(verdicts: Sequence[str | None]) -> str:
     """The verdict of several parts that must all hold."""
-    return next((v for v in (FAILS, NOISE) if v in verdicts), HOLDS)
+    return next((v for v in (FAILS, NOISE, UNDECIDED) if v in verdicts), HOLDS)
 
 
 def each(fn: Callable[..., float], *values: Sequence[float]) -> list[float]:

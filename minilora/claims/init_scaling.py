@@ -192,7 +192,7 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    return f"best rate moves 2^{mean(drift(runs, 'alpha/r')):+.1f}, r = 1 to 64"
+    return f"rate {mean(drift(runs, 'alpha/r')):+.1f} doublings from r = 1 to 64"
 
 
 def measured(runs: Runs) -> str:
@@ -247,11 +247,10 @@ def draw(runs: Runs, figure: Any) -> None:
 
 CLAIM = Claim(
     id="init_scaling",
-    short="No retuning for r, start or LoRA+",
+    short="No retuning for r, start, LoRA+",
     statement="α/r spares retuning when r changes; how A starts does not matter; LoRA+ is α by another name",
     where="§4.1; after the paper",
     paper="scaling by α/r helps to reduce the need to retune when r varies (no numbers)",
-    exact=False,
     configurations=configurations,
     experiment=Experiment(run, version=2),
     parts=PARTS,

@@ -9,8 +9,19 @@ from pathlib import Path
 
 from .. import __version__
 from ..interop.files import read_bytes, write_text
-from .claim import FAILS, HOLDS, NOISE, WORLDS, Settings
-from .report import Row, count_verdicts, how_made, in_words, measurement_cells, number, verdict_words
+from .claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Settings
+from .report import (
+    CELLS,
+    Row,
+    count_verdicts,
+    how_made,
+    in_words,
+    measurement_cells,
+    number,
+    rule_words,
+    verdict_whole,
+    verdict_words,
+)
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5b6570; --paper: #fff; --card: #f5f6f8; --line: #dcdfe4;
@@ -53,7 +64,7 @@ dl { margin: 0 0 1rem; } dt { color: var(--soft); font-size: .85rem; margin-top:
   td[data-label]:not(:empty)::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 """
-_SIGNS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), NOISE: ("noise", "~")}
+_SIGNS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), NOISE: ("noise", "~"), UNDECIDED: ("", "?")}
 
 
 def write_page(folder: Path, rows: Sequence[Row], settings: Settings, failed: Mapping[str, str]) -> None:
@@ -115,10 +126,10 @@ def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
     verdicts = ", ".join(f"{world}&nbsp;{_verdict(row, world)}" for world in WORLDS)
     spread = f". Spread: {row['spread']}" if settings.seeds > 1 else ""
     terms = (
-        ("Verdict", f"{escape(in_words(row['verdict']))} ({verdicts})"),
+        ("Verdict", f"{escape(verdict_whole(row))} ({verdicts})"),
         ("Key number", escape(row["key"])),
         (f"The paper, {row['where']}", escape(row["paper"])),
-        ("Rule, fixed before the run", escape(row["rule"])),
+        (rule_words(settings), escape(row["rule"])),
         ("Measured", escape(f"{row['measured']}{spread}")),
     )
     words = "".join(f"<dt>{escape(term)}</dt><dd>{said}</dd>\n" for term, said in terms)
@@ -145,7 +156,7 @@ def _numbers(row: Row) -> str:
     """Every measurement, with the value of each base."""
     if not row["measurements"]:
         return ""
-    names = ("number", "world", "mean", "±", "n", "each")
+    names = (*CELLS, "each")
     header = "".join(f'<th scope="col">{name}</th>' for name in names)
     lines = []
     for m in row["measurements"]:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..interop.files import read_json, write_atomically, write_text
 from ..interop.store import keep_result, kept_result
-from .claim import FAILS, HOLDS, ILLUSTRATION, NOISE, WORLDS, Claim, Runs, Settings
+from .claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Claim, Runs, Settings
 from .figures import save_figure
 
 Row = dict[str, Any]
@@ -39,18 +39,13 @@ _MEASUREMENT: dict[str, Any] = {
     "values": list,
     **dict.fromkeys(("rule", "verdict"), (str, type(None))),
 }
-# A verdict as the narrow columns of a table say it; of a world that is missing, NOT_JUDGED
-VERDICT_WORDS = {HOLDS: "holds", FAILS: "does not hold", NOISE: "within noise", ILLUSTRATION: "not decided"}
-NOT_JUDGED = "not judged"
+VERDICTS = (HOLDS, FAILS, NOISE, UNDECIDED)
+NOT_JUDGED = "not judged"  # of a world that is missing among a claim's verdicts
 
 
 def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Row:
-    """One claim's row, as in claims.json. A quick run decides only exact claims."""
-    outcome = claim.conclude(runs)
-
-    def decided(verdict: str | None) -> str | None:
-        return verdict if verdict is None or claim.exact or not settings.quick else ILLUSTRATION
-
+    """One claim's row, as in claims.json."""
+    outcome = claim.conclude(runs, settings.quick)
     return {
         "id": claim.id,
         "short": claim.short,
@@ -60,10 +55,10 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
         "measured": outcome.measured,
         "spread": outcome.spread if settings.seeds > 1 else "one base: no spread",
         "rule": claim.rule,
-        "verdict": decided(outcome.verdict),
+        "verdict": outcome.verdict,
         "key": outcome.key,
-        "verdicts": {world: decided(verdict) for world, verdict in outcome.verdicts.items()},
-        "measurements": [{**m.as_json(), "verdict": decided(m.verdict)} for m in outcome.measurements],
+        "verdicts": outcome.verdicts,
+        "measurements": [m.as_json() for m in outcome.measurements],
         "seconds": round(seconds, 1),
         "figure": f"{claim.id}.png",
     }
@@ -83,8 +78,8 @@ def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
     write_text(folder / "claims.md", markdown(rows, settings))
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of the claims.json in `folder`.
+def read_report(folder: Path) -> tuple[list[Row], Settings]:
+    """The rows of the claims.json in `folder`, and what they were run with.
 
     Raises `ValueError` where there is none, or where it was made by a minilora that wrote other rows.
     """
@@ -92,19 +87,19 @@ def read_rows(folder: Path) -> list[Row]:
     if not path.exists():
         raise ValueError(f"There is no report in {folder}: make one with minilora reproduce --out {folder}.")
     report = read_json(path, ValueError)
-    if report.get("schema") != SCHEMA or not _fits(report, {"claims": list}) or not all(map(_is_row, report["claims"])):
+    kinds = {"claims": list, "seeds": int, "quick": bool}
+    if report.get("schema") != SCHEMA or not _fits(report, kinds) or not all(map(_is_row, report["claims"])):
         raise ValueError(
             f"{path} is no report of this version of minilora: make it anew with minilora reproduce --out {folder}."
         )
-    rows: list[Row] = report["claims"]
-    return rows
+    return report["claims"], Settings(report["seeds"], report["quick"])
 
 
 def _is_row(row: Any) -> bool:
     return (
         _fits(row, _ROW)
-        and all(isinstance(verdict, str) for verdict in row["verdicts"].values())
-        and all(_fits(measurement, _MEASUREMENT) for measurement in row["measurements"])
+        and all(verdict in VERDICTS for verdict in (row["verdict"], *row["verdicts"].values()))
+        and all(_fits(m, _MEASUREMENT) and m["verdict"] in (None, *VERDICTS) for m in row["measurements"])
     )
 
 
@@ -112,7 +107,7 @@ def _fits(value: Any, kinds: dict[str, Any]) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name, ...), kind) for name, kind in kinds.items())
 
 
-def draw_figures(folder: Path, claims: Sequence[Claim], runs: dict[str, Runs]) -> dict[str, str]:
+def draw_figures(folder: Path, claims: Iterable[Claim], runs: dict[str, Runs]) -> dict[str, str]:
     """Write every claim's figure into `folder`; returns those that failed, each with why. One stops no other.
 
     One that the same code drew from the same runs before is kept, as runs are: drawing all takes seconds.
@@ -152,8 +147,8 @@ def _digest(runs: Runs) -> str:
 
 
 def in_words(verdict: str) -> str:
-    """A verdict in two or three words."""
-    return VERDICT_WORDS.get(verdict, verdict)
+    """A verdict in two or three words, as the narrow columns of a table say it."""
+    return "does not hold" if verdict == FAILS else verdict
 
 
 def verdict_words(row: Row, world: str) -> str:
@@ -161,14 +156,25 @@ def verdict_words(row: Row, world: str) -> str:
     return in_words(row["verdicts"].get(world, NOT_JUDGED))
 
 
+def verdict_whole(row: Row) -> str:
+    """The verdict of the claim's rule, and where it is another: "holds, but not on text"."""
+    but = [f"on {world}" for world in _failed_in(row)]
+    return f"{in_words(row['verdict'])}, but not {' or '.join(but)}" if but else in_words(row["verdict"])
+
+
+def _failed_in(row: Row) -> list[str]:
+    """The worlds in which a claim does not hold that holds by its own rule."""
+    return [world for world, verdict in row["verdicts"].items() if row["verdict"] == HOLDS and verdict == FAILS]
+
+
 def count_verdicts(rows: Sequence[Row]) -> str:
     """ "14 claims: 12 hold, 2 within noise", by each claim's own verdict."""
     counts = Counter(row["verdict"] for row in rows)
     words = {HOLDS: ("holds", "hold"), FAILS: ("does not hold at this scale", "do not hold at this scale")}
     parts = []
-    for verdict in (HOLDS, FAILS, NOISE, ILLUSTRATION):
+    for verdict in (HOLDS, FAILS, NOISE, UNDECIDED):
         if n := counts[verdict]:
-            parts.append(f"{n} {words.get(verdict, (VERDICT_WORDS[verdict],) * 2)[n > 1]}")
+            parts.append(f"{n} {words.get(verdict, (verdict, verdict))[n > 1]}")
             if verdict == HOLDS:
                 parts[-1] += _but_not_on(rows)
     return f"{len(rows)} claim{'s' if len(rows) != 1 else ''}: {', '.join(parts)}"
@@ -176,12 +182,7 @@ def count_verdicts(rows: Sequence[Row]) -> str:
 
 def _but_not_on(rows: Sequence[Row]) -> str:
     """ " (3 of them not on text)" of the claims that hold by their own rule; nothing where they hold everywhere."""
-    worlds = Counter(
-        world
-        for row in rows
-        for world, verdict in row["verdicts"].items()
-        if row["verdict"] == HOLDS and verdict == FAILS
-    )
+    worlds = Counter(world for row in rows for world in _failed_in(row))
     said = ", ".join(f"{n} of them not on {world}" for world, n in worlds.items())
     return f" ({said})" if said else ""
 
@@ -190,9 +191,22 @@ def how_made(settings: Settings) -> str:
     """A sentence or two on what stands behind the numbers."""
     bases = f"{settings.seeds} base{'s' if settings.seeds > 1 else ''}"
     if settings.quick:
-        decides = f"{bases} decide{'s' if settings.seeds == 1 else ''} nothing"
-        return f"A quick run: {decides}, except where a claim is an equality. Take the numbers as a first look."
-    return f"A full run, {bases} behind every stochastic number; ± is the sample standard deviation over them."
+        return f"{quick_words(settings)} Fewer and shorter runs, none on text; the rules are those of the full run."
+    return (
+        f"A full run, {bases} behind every stochastic number. An interval is two standard errors either side of the "
+        "mean, ± the sample standard deviation."
+    )
+
+
+def quick_words(settings: Settings) -> str:
+    """What a quick run is worth, in a sentence."""
+    bases = "one base" if settings.seeds == 1 else f"{settings.seeds} bases"
+    return f"A first look: {bases}, short runs; equalities are decided, nothing else is."
+
+
+def rule_words(settings: Settings) -> str:
+    """What the rule is called: a quick run does not make the experiment that it is about."""
+    return "Rule of the full run, fixed before it" if settings.quick else "Rule, fixed before the run"
 
 
 def number(value: float, unit: str = "") -> str:
@@ -204,11 +218,16 @@ def number(value: float, unit: str = "") -> str:
     return f"{text} {unit}".rstrip()
 
 
+CELLS = ("number", "world", "mean", "interval", "n")
+
+
 def measurement_cells(measurement: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    """Name, world, mean with its unit, ± deviation (nothing for a single value), and n."""
-    m, spread = measurement, measurement["deviation"]
-    deviation = "" if spread is None else f"±{spread:.2g}" if spread < 100 else f"±{number(spread)}"
-    return m["name"], m["world"], number(m["value"], m["unit"]), deviation, str(m["n"])
+    """Name, world, mean with its unit, its interval (nothing for a single value), and n."""
+    m, interval = measurement, measurement["interval"]
+    low_high = "" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
+    if interval and interval[0] == interval[1]:
+        low_high = "all equal"
+    return m["name"], m["world"], number(m["value"], m["unit"]), low_high, str(m["n"])
 
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:
@@ -225,12 +244,12 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
         ),
     ]
     for r in rows:
-        lines += [f"## {r['statement']}", "", f"**{r['verdict']}** ({r['where']}): {r['key']}.", ""]
-        lines += [f"- The paper: {r['paper']}", f"- Rule, fixed before the run: {r['rule']}"]
+        lines += [f"## {r['statement']}", "", f"**{verdict_whole(r)}** ({r['where']}): {r['key']}.", ""]
+        lines += [f"- The paper: {r['paper']}", f"- {rule_words(settings)}: {r['rule']}"]
         lines += [f"- Measured: {r['measured']}", *([f"- Spread: {r['spread']}"] if settings.seeds > 1 else []), ""]
         if r["measurements"]:
-            header = ("number", "world", "mean", "±", "n")
-            lines += _markdown_table(header, [measurement_cells(m) for m in r["measurements"]])
+            cells = [(*measurement_cells(m), in_words(m["verdict"] or "")) for m in r["measurements"]]
+            lines += _markdown_table((*CELLS, "verdict"), cells)
         lines += [f"![{r['statement']}]({r['figure']})", ""]
     return "\n".join(lines)
 

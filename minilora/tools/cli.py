@@ -7,6 +7,7 @@ import io
 import math
 import os
 import platform
+import re
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ from ..budget import PRESETS
 from ..claims import CLAIMS, find, tuning
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
-from ..claims.report import Row, count_verdicts, read_rows
+from ..claims.report import Row, count_verdicts, read_report
 from ..data import (
     PRINTABLE,
     Batch,
@@ -48,14 +49,14 @@ from ..interop.store import cache_folder
 from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, merge_and_unload, remove_lora, shared_adapter
 from ..machine import blas_name, blas_threads, tune_machine
 from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
-from ..tasks import TASKS, WIDTH, check_task
+from ..tasks import LETTERS, LONGEST, SHORTEST, TASKS, WIDTH, check_task
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
-from .console import columns, line, step_bar
+from .console import columns, line, program, step_bar
 from .demo import answer, demo, tasks_text
 from .device_report import device_report
 from .reproduce import reproduce, tune
-from .screen import claim_line, claim_whole, column_for, console, duration, find_row, head
+from .screen import claim_line, claim_list, claim_whole, column_for, console, duration, find_row, head
 from .sweep import available_cores
 
 CHECKPOINT_EVERY = 100  # steps
@@ -67,6 +68,7 @@ _LORA: dict[str, Any] = {"r": 8, "alpha": None, "targets": "q_proj,v_proj", "dro
 _LORA_GPT2: dict[str, Any] = {**_LORA, "r": 4, "alpha": 32.0}
 _CONTEXT = 64  # positions that pretrain gives a base of text
 _SAMPLE = {"character": (32, 60), "token": (8, 16)}  # how much of a held-out text adapt shows, and lets go on
+_QUESTION = f"[0-9][{LETTERS}]{{{SHORTEST},{LONGEST}}}>"  # as a string task is asked
 _REPORT, _QUICK = Path("figures"), Path("quick")  # a first look takes the place of no report
 
 # The least and the most of every whole number that can be said, whatever the command.
@@ -107,7 +109,9 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             parser.print_help()
             return 0
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
         name = f"minilora {options.name}"
         tune_machine()
         _choose_backend(options.backend)
@@ -235,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=run, refuse=sub.error)  # in the words of that command's usage
         sub.add_argument("--backend", metavar="NAME", help='what computes: "numpy", or "cupy" on a GPU (numpy)')
         return sub
 
@@ -258,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         "Run the paper's claims; print a line for each as it is decided; write a page, figures and numbers.",
         "minilora reproduce --quick --claim zero_init rank",
     )
-    sub.add_argument("--quick", action="store_true", help="one base and fewer runs: a first look, no verdicts")
+    sub.add_argument("--quick", action="store_true", help="a first look: one base, short runs, only equalities decided")
     names = ", ".join(claim.id for claim in CLAIMS)
     sub.add_argument(
         "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
@@ -287,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
         "minilora show rank",
     )
     names = ", ".join(claim.id for claim in CLAIMS)
-    sub.add_argument("claim", metavar="NAME", help=f"the claim: {names}")
+    sub.add_argument("claim", metavar="NAME", nargs="?", help=f"the claim (without: a list): {names}")
     sub.add_argument("--out", type=Path, default=_REPORT, help=f"folder of the report ({_REPORT})")
 
     sub = command(
@@ -332,7 +336,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _base_option(sub, gpt2=True)
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
-    sub.add_argument("--prompt", help="the text to go on from (every line of standard input, one after the other)")
+    sub.add_argument(
+        "--prompt",
+        action="append",
+        help="the text to go on from; may be given again (every line of standard input, one after the other)",
+    )
     _replace_option(sub)
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
     sub.add_argument(
@@ -452,13 +460,20 @@ def _reproduce(options: Any) -> None:
     reproduce(options.claim, settings, folder, workers, decided=decided, **how)
     page = folder / "report.html"
     _say(f"\n{count_verdicts(rows)}. {duration(time.perf_counter() - start)}.")
-    _say(f"Open {page}; or one claim here: minilora show {claims[0].id} --out {folder}")
+    out = "" if folder == _REPORT else f" --out {folder}"
+    _say(f"The report: {page}\nOne claim here: {program()} show {claims[0].id}{out}")
     if options.open and not webbrowser.open(page.resolve().as_uri()):
         raise ValueError(f"No browser could be started: open {page} yourself.")
 
 
 def _show(options: Any) -> None:
-    _say(claim_whole(find_row(read_rows(options.out), options.claim), options.out, *console()))
+    rows, settings = read_report(options.out)
+    columns, signs = console()
+    if options.claim is not None:
+        _say(claim_whole(find_row(rows, options.claim), settings, options.out, columns, signs))
+    else:
+        out = "" if options.out == _REPORT else f" --out {options.out}"
+        _say(f"{claim_list(rows, signs)}\n\nOne of them whole: {program()} show {rows[0]['id']}{out}")
 
 
 def _pretrain(options: Any) -> None:
@@ -529,6 +544,7 @@ def _adapt(options: Any) -> None:
     optimizer = Adam(parameters, options.lr)
     schedule = linear_schedule(options.steps)
     _train(options, model, optimizer, data, schedule, checkpoint, made_of, clip=None)
+    replaced = " in the place of the adapter that was there" if (options.out / WEIGHTS).exists() else ""
     save_adapter(model, options.out)
     checkpoint.unlink(missing_ok=True)
     trained = sum(p.size for p in parameters)
@@ -538,7 +554,7 @@ def _adapt(options: Any) -> None:
     _say(f"{trained:,} numbers trained, {100 * trained / base:.2f} % of the base's {base:,}.\n")
     for cells in columns(data.sample(said, data.said(model))):
         _say(line(cells))
-    _say(f"\nheld out, before: {before}\nheld out, after:  {data.measure(model)}\nSaved in {options.out}.")
+    _say(f"\nheld out, before: {before}\nheld out, after:  {data.measure(model)}\nSaved in {options.out}{replaced}.")
 
 
 def _generate(options: Any) -> None:
@@ -550,11 +566,18 @@ def _generate(options: Any) -> None:
 
     def go_on(prompt: str) -> None:
         _say(generate_text(model, vocabulary, _known(options, prompt, vocabulary), options.length, **settings))
+        if options.base == "strings" and not re.match(_QUESTION, prompt):
+            print(
+                f"minilora generate: the base has only seen lines such as 3badge>: a digit, {SHORTEST} to {LONGEST} "
+                f"letters from a to {LETTERS[-1]}, and >.",
+                file=sys.stderr,
+                flush=True,
+            )
 
-    if options.prompt is not None:
-        go_on(options.prompt)
-    else:
+    if options.prompt is None:
         _for_each_line(go_on)
+    for prompt in options.prompt or ():
+        go_on(prompt)
 
 
 def _merge(options: Any) -> None:
@@ -582,8 +605,11 @@ def _info(options: Any) -> None:
         _say(device_report())
         return
     folder = cache_folder()
-    bases = [path for path in (folder / "bases").glob("*.npz") if path.is_file()]
-    size = sum(path.stat().st_size for path in bases) / 1e6
+    kept = [[path for path in folder.glob(files) if path.is_file()] for files in ("bases/*.npz", "runs/*.json")]
+    size = sum(path.stat().st_size for paths in kept for path in paths) / 1e6
+    counts = " and ".join(
+        f"{len(n)} {what}{'s' * (len(n) != 1)}" for n, what in zip(kept, ("base", "result"), strict=True)
+    )
     rows = (
         ("minilora", __version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -591,7 +617,7 @@ def _info(options: Any) -> None:
         ("BLAS", f"{blas_name()}, {blas_threads()} thread{'s' * (blas_threads() != 1)}"),
         ("cores", available_cores()),
         ("backend", backend_name()),
-        ("cache", f"{folder}: {len(bases)} base{'s' * (len(bases) != 1)}, {size:.1f} MB"),
+        ("cache", f"{folder}: {counts}, {size:.1f} MB"),
         ("tuning", "off (MINILORA_TUNE=0)" if os.environ.get("MINILORA_TUNE") == "0" else "on"),
     )
     _say("\n".join(f"{name:<9} {value}" for name, value in rows))
@@ -845,7 +871,7 @@ def _train(
 
 def _settings(options: Any) -> dict[str, Any]:
     """The options that decide what training computes; of files not the names, since what they hold decides."""
-    left_out = ("command", "out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
+    left_out = ("command", "refuse", "out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 

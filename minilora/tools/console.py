@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _CODES = {"bold": 1, "green": 32, "red": 31}
@@ -16,6 +18,17 @@ def step_bar(steps: int, start: int = 0, leave: bool = True) -> Any:
 
     layout = "{n_fmt}/{total_fmt} |{bar}| {desc}, {remaining} left"
     return tqdm(desc="loss ?", total=steps, initial=start, leave=leave, disable=None, bar_format=layout)
+
+
+def program() -> str:
+    """How this program is called from here: "minilora", or as it was called where that is not found by its name."""
+    called = Path(sys.argv[0])
+    if shutil.which("minilora") is None:
+        if called.stem == "minilora":
+            return str(called)
+        if called.parts[-2:] == ("minilora", "__main__.py"):
+            return "python -m minilora"
+    return "minilora"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -17,13 +17,13 @@ from ..claims.bases import held_out_strings, load_base, string_draw
 from ..data import PRINTABLE, seeded
 from ..generate import generate_text
 from ..gpt import GPT
-from ..interop.peft import WEIGHTS, save_adapter
+from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora, lora_disabled, merge_lora
 from ..nn import Parameter, evaluating
 from ..optim import Adam, linear_schedule
 from ..tasks import ADAPTATION, IGNORED, LONGEST, MEANINGS, PRETRAINING, TASKS, question
 from ..training import batch_loss, evaluate, evaluate_exact_match, train
-from .console import columns, line, paint, step_bar
+from .console import columns, line, paint, program, step_bar
 
 TASK, R, BATCH = "revupper", 4, 32
 SHOWN = (0, 10, 20, 40, 80, 160)  # after so many steps, and at the end, a row says how far it is
@@ -43,7 +43,7 @@ def tasks_text() -> str:
     rows = [(name, *cells) for name, cells in zip(TASKS, example, strict=True)]
     head, *table = columns([("task", "asked", "answer", "what it does"), *rows])
     lines = dict(zip(TASKS, map(line, table), strict=True))
-    base = "minilora generate --base strings"
+    base = f"{program()} generate --base strings"
     return "\n".join(
         (
             "A string task is a line: the task's digit, 4 to 8 letters from a to p, > and the",
@@ -59,7 +59,7 @@ def tasks_text() -> str:
             "Ask the base, teach it a task, ask again (what you type is read line by line):",
             "",
             f"  {base} --temperature 0",
-            f"  minilora adapt --base strings --task {TASK} --out adapter",
+            f"  {program()} adapt --base strings --task {TASK} --out adapter",
             f"  {base} --adapter adapter --temperature 0",
         )
     )
@@ -103,15 +103,15 @@ def demo(say: Callable[[str], None]) -> None:
     say(_title(5, "What it took"))
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(model, folder)
-        file = (Path(folder) / WEIGHTS).stat().st_size
+        files = sum(file.stat().st_size for file in Path(folder).iterdir())
     unmerged = _said(model)
     merge_lora(model)
     after = model.state_dict()
     untouched = all(np.array_equal(array, after[name]) for name, array in before.items())
     same = int((_said(model) == unmerged).all(axis=1).sum())
     facts = (
-        ("trained", f"{trained:,} numbers, {100 * trained / size:.1f} % of {size:,}"),
-        ("saved", f"an adapter of {readable(file)}; the base has {readable(sum(a.nbytes for a in before.values()))}"),
+        ("trained", f"{trained:,} numbers beside {size:,} frozen ones: {100 * trained / size:.1f} %"),
+        ("saved", f"an adapter of {readable(files)}; the base has {readable(sum(a.nbytes for a in before.values()))}"),
         ("the base", "the same as before, bit for bit" if untouched else "CHANGED"),
         ("merged", f"one product a layer again; {same} of {strings} answers stay the same"),
     )
@@ -119,8 +119,8 @@ def demo(say: Callable[[str], None]) -> None:
         say(line(cells))
     say(paint(f"\n  {first:.1%} -> {last:.1%} right on strings that no training showed it.".replace("%", " %"), "bold"))
     say(
-        "\nNext   minilora tasks               all ten tasks, and how to teach one"
-        "\n       minilora reproduce --quick   the paper's claims, measured"
+        f"\nNext   {program()} tasks               all ten tasks, and how to teach one"
+        f"\n       {program()} reproduce --quick   the paper's claims, measured"
     )
 
 

@@ -23,8 +23,10 @@ from ..claims.page import write_page
 from ..claims.report import Row, draw_figures, make_row, report_files, write_report
 from ..interop.files import check_output
 from ..interop.store import check_keeping, keep_result, kept_result, key
+from .screen import duration
 from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep, tell
 
+_GUESS_AFTER = 3  # seconds, before which nobody knows how long the rest takes
 Job = tuple[str, Configuration]  # the name of an experiment, and what to run
 
 
@@ -83,7 +85,7 @@ def reproduce(
     run_jobs(everything, workers, scheduler, fresh, check_figures, lambda job: asked[job_name(job)], finished)
     in_order = [rows[claim.id] for claim in claims]
     write_report(folder, in_order, settings)
-    failed = draw_figures(folder, claims, runs)
+    failed = draw_figures(folder, tqdm(claims, "drawing figures", leave=False, disable=None), runs)
     write_page(folder, in_order, settings, failed)
     if unsaid:
         raise unsaid[0]
@@ -130,6 +132,8 @@ def run_jobs(
     left = {name: job for name, job in unique.items() if name not in results}
     if left:
         check()
+    else:
+        print(f"All {len(unique)} runs finished before; --fresh would make them again.", file=sys.stderr)
     for name, kept in results.items():
         finished(name, kept)
     if not left:
@@ -209,14 +213,20 @@ def _sweep(
     often = 0.3 if sys.stderr.isatty() else 30  # seconds; in a log, few lines
     progress: Callable[[], list[tuple[int, int, float]]] = getattr(executor, "progress", list)
     done, last, over = 0, "", threading.Event()
-    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+    form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
     with tqdm(total=len(jobs), desc=title, bar_format=form, smoothing=0, mininterval=often) as bar:
 
         def move() -> None:
             running = progress()
-            bar.n = min(done + sum(step / steps for step, steps, _ in running), len(jobs))
+            # A run that has ended is no longer among those that run a moment before it counts as done.
+            bar.n = max(bar.n, min(done + sum(step / steps for step, steps, _ in running), len(jobs)))
+            elapsed = bar.format_dict["elapsed"]
+            early = elapsed < _GUESS_AFTER or not bar.n
+            left = "" if early else f"{duration(elapsed * (len(jobs) / bar.n - 1))} left"
             losses = ", ".join(f"{loss:.2f}" for _, _, loss in running)
-            bar.set_postfix_str(", ".join(filter(None, (last, losses and f"loss {losses}"))))
+            many = len(running) > 1
+            said = losses and (f"losses of the {len(running)} runs {losses}" if many else f"loss {losses}")
+            bar.set_postfix_str(", ".join(filter(None, (left, last, said))))
 
         def keep_moving() -> None:
             while not over.wait(often):

@@ -8,12 +8,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..claims.claim import FAILS, HOLDS, NOISE, WORLDS, Settings
-from ..claims.report import Row, in_words, measurement_cells, verdict_words
+from ..claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Settings
+from ..claims.report import CELLS, Row, measurement_cells, quick_words, verdict_whole, verdict_words
 from .console import paint
 
-_SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", "": "·", "cut": "…"}
-_LETTERS = {HOLDS: "y", FAILS: "n", NOISE: "~", "": ".", "cut": "..."}
+_SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", UNDECIDED: "?", "": "·", "cut": "…"}
+_LETTERS = {HOLDS: "y", FAILS: "n", NOISE: "~", UNDECIDED: "?", "": ".", "cut": "..."}
 _COLOURS = {HOLDS: "green", FAILS: "red"}
 _NARROWEST = 40  # columns; a terminal of fewer breaks the lines itself
 _MARKS = 7  # columns: a mark and a space for each world, and one more space
@@ -35,12 +35,12 @@ def signs(encoding: str | None) -> dict[str, str]:
 
 def head(column: int, settings: Settings, shown: dict[str, str]) -> str:
     """Two lines that say what the marks and columns below are; a quick run has one more, on what it decides."""
-    none = "not judged, or not decided" if settings.quick else "not judged"
-    marks = f"{shown[HOLDS]} holds  {shown[FAILS]} does not hold  {shown[NOISE]} within noise  {shown['']} {none}"
-    names = f"{'s t e  on (s)trings, on (t)ext, (e)xact':<{_MARKS + column}}  key number"
-    bases = "One base decides" if settings.seeds == 1 else f"{settings.seeds} bases of a quick run decide"
-    quick = [f"{bases} nothing but what is exact: take the numbers as a first look."] if settings.quick else []
-    return "\n".join([*quick, marks, names])
+    used = [(HOLDS, "holds"), (FAILS, "does not hold"), (NOISE, "within noise"), ("", "not judged")]
+    if settings.quick:
+        used[2] = (UNDECIDED, "not decided")
+    marks = "  ".join(f"{shown[verdict]} {words}" for verdict, words in used)
+    names = f"{'s t e  on (s)trings, (t)ext, (e)xact':<{_MARKS + column}}  key number"
+    return "\n".join([*([quick_words(settings)] if settings.quick else []), marks, names])
 
 
 def column_for(shorts: Sequence[str], columns: int) -> int:
@@ -50,13 +50,23 @@ def column_for(shorts: Sequence[str], columns: int) -> int:
 
 def claim_line(row: Row, column: int, columns: int, shown: dict[str, str]) -> str:
     """A mark for each world, the short form and the key number, in one line of at most `columns`."""
+    short = cut(row["short"], column, shown["cut"])
+    return f"{_marks(row, shown)}  {short:<{column}}  {cut(row['key'], columns - _MARKS - column - 2, shown['cut'])}"
+
+
+def _marks(row: Row, shown: dict[str, str]) -> str:
+    """A mark for each world."""
     marks = []
     for world in WORLDS:
         verdict = row["verdicts"].get(world, "")
-        mark = shown.get(verdict, shown[""])
-        marks.append(paint(mark, _COLOURS[verdict]) if verdict in _COLOURS else mark)
-    short = cut(row["short"], column, shown["cut"])
-    return f"{' '.join(marks)}  {short:<{column}}  {cut(row['key'], columns - _MARKS - column - 2, shown['cut'])}"
+        marks.append(paint(shown[verdict], _COLOURS[verdict]) if verdict in _COLOURS else shown[verdict])
+    return " ".join(marks)
+
+
+def claim_list(rows: Sequence[Row], shown: dict[str, str]) -> str:
+    """A line a claim: its marks, the name that `minilora show` takes, and its short form."""
+    width = max(len(row["id"]) for row in rows)
+    return "\n".join(f"{_marks(row, shown)}  {row['id']:<{width}}  {row['short']}" for row in rows)
 
 
 def cut(text: str, most: int, sign: str) -> str:
@@ -78,24 +88,31 @@ def find_row(rows: Sequence[Row], name: str) -> Row:
     raise ValueError(f"The report has no claim {name!r}; it has: {', '.join(row['id'] for row in rows)}.")
 
 
-def claim_whole(row: Row, folder: Path, columns: int, shown: dict[str, str]) -> str:
+def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown: dict[str, str]) -> str:
     """All that the report in `folder` says of a claim, in lines of at most `columns`."""
     parts = textwrap.wrap(f"{row['statement']} ({row['where']})", columns)
     parts.append("")
+    how, bases = "quick" if settings.quick else "full", f"{settings.seeds} base{'s' * (settings.seeds > 1)}"
     for label, text in (
         ("key number", row["key"]),
-        ("paper", row["paper"]),
-        ("rule", row["rule"]),
-        ("measured", row["measured"]),
-        ("spread", row["spread"]),
-        ("verdict", in_words(row["verdict"])),
+        ("verdict", verdict_whole(row)),
     ):
         parts += _labelled(label, text, columns)
     for world in WORLDS:
-        parts.append(f"{world:>10}  {shown.get(row['verdicts'].get(world, ''), shown[''])} {verdict_words(row, world)}")
-    parts += _labelled("figure", str(folder / row["figure"]), columns)
+        parts.append(f"{world:>10}  {shown[row['verdicts'].get(world, '')]} {verdict_words(row, world)}")
+    for label, text in (
+        ("paper", row["paper"]),
+        ("rule", f"{'in the full run, ' if settings.quick else ''}{row['rule']}"),
+        ("measured", row["measured"]),
+        ("spread", row["spread"]),
+        ("figure", str(folder / row["figure"])),
+        ("run", f"{how}, {bases} (of {folder / 'claims.json'})"),
+    ):
+        parts += _labelled(label, text, columns)
     if row["measurements"]:
         parts += ["", *_numbers(row, columns, shown)]
+        if settings.seeds > 1:
+            parts += ["", *textwrap.wrap("interval: two standard errors either side of the mean", columns)]
     return "\n".join(parts)
 
 
@@ -109,17 +126,17 @@ def _labelled(label: str, text: str, columns: int) -> list[str]:
 
 def _numbers(row: Row, columns: int, shown: dict[str, str]) -> list[str]:
     """The measurements as a table, with the mark of what the rule asks of one; a long name goes on in the next line."""
-    cells = [["number", "world", "mean", "±", "n"]]
+    cells = [[f"  {CELLS[0]}", *CELLS[1:]]]
     for m in row["measurements"]:
         name, *others = measurement_cells(m)
-        mark = shown.get(m["verdict"], shown[""]) if m["verdict"] else " "
+        mark = shown[m["verdict"]] if m["verdict"] else " "
         cells.append([f"{mark} {name}", *others])
     widths = [max(len(line[place]) for line in cells) for place in range(5)]
     widths[0] = max(min(widths[0], columns - sum(widths[1:]) - 8), 10)
     lines = []
-    for name, world, mean, deviation, n in cells:
+    for name, world, mean, interval, n in cells:
         first, *more = textwrap.wrap(name, widths[0], subsequent_indent="  ")
-        right = f"{mean:>{widths[2]}}  {deviation:>{widths[3]}}  {n:>{widths[4]}}"
+        right = f"{mean:>{widths[2]}}  {interval:>{widths[3]}}  {n:>{widths[4]}}"
         lines.append(f"{first:<{widths[0]}}  {world:<{widths[1]}}  {right}")
         lines += more
     return lines
