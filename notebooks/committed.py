@@ -4,7 +4,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from minilora.claims.report import measurement_cells
+from minilora.claims.report import measurement_cells, verdict_whole
 
 REPORT = Path(__file__).parent.parent / "figures" / "claims.json"
 
@@ -18,15 +18,16 @@ def claim(name):
 
 
 def numbers(name, *beginnings):
-    """Print the numbers of a claim whose names begin so: mean, sample standard deviation and how many values."""
+    """Print the numbers of a claim whose names begin so: mean, two standard errors either side, how many values."""
     for m in claim(name)["measurements"]:
         if m["name"].startswith(beginnings):
-            what, world, mean, deviation, n = measurement_cells(m)
-            print(f"{what:<62} {world:<7} {mean:>12} {deviation:>7}  n = {n}")
+            what, world, mean, interval, n = measurement_cells(m)
+            print(f"{what:<62} {world:<7} {mean:>12}  {interval:>18}  n = {n}")
 
 
 def show(name, *fields):
     """Print the row, or some of its fields."""
     row = claim(name)
+    row["verdict"] = verdict_whole(row)
     for field in fields or ("statement", "paper", "measured", "spread", "verdict"):
         print(textwrap.fill(f"{field + ':':<11}{row[field]}", 108, subsequent_indent=" " * 11))

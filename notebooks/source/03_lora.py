@@ -4,7 +4,7 @@
 # **How can a model start as the base exactly, learn from a frozen W₀, and end as one matrix again?** And what do the usual
 # mistakes look like? Each of them is run here, and each leaves a curve or a message.
 #
-# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 10 s.*
+# *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: about 15 s.*
 
 # %%
 import textwrap
@@ -17,7 +17,7 @@ from progress import StepBar
 import minilora as ml
 from minilora import functional as F
 from minilora.claims.bases import held_out_strings, load_base, string_draw
-from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, STYLE
+from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, STYLE
 from minilora.data import PRINTABLE, seeded
 from minilora.lora import lora_layers
 
@@ -30,7 +30,7 @@ test = held_out_strings(TASK)
 # ## The task
 #
 # The base that comes with minilora knows seven functions of strings: a digit says which one, `1badge>` asks for `egdab`.
-# The eighth it has never seen: reverse *and* upper case. Ask it.
+# Task 8, `revupper`, it has never seen: reverse *and* upper case. Ask it.
 
 # %% exact
 base = load_base("strings")
@@ -137,8 +137,8 @@ numbers("init_scaling", "answered")
 # %% [markdown]
 # ## Training it, and a gallery of failures
 #
-# One good run, four ways to go wrong, and full fine-tuning for comparison. All learn the same task from the same
-# batches for 150 steps.
+# Two good runs, four ways to go wrong, and full fine-tuning for comparison. All learn the same task from the same
+# batches for 150 steps, with a rate that falls to zero at the last: towards the end every curve flattens.
 
 
 # %%
@@ -177,9 +177,10 @@ RATE, FULL_RATE = 0.016, 1e-3
 good, _, adapted = train(lora, RATE)
 runs = {
     "LoRA, r = 4, α = 8": (good, BLUE),
+    "LoRA, r = 64, α = 8": (train(lambda m: lora(m, 64, 8), RATE)[0], SKY),
     "A and B both zero": (train(both_zero, RATE)[0], GRAY),
     "A and B both Gaussian": (train(both_gaussian, RATE)[0], PURPLE),
-    "forgot /r: s = α at r = 64": (train(lambda m: lora(m, 64, 8 * 64), RATE)[0], RED),
+    "r = 64, forgot /r: s = α = 8": (train(lambda m: lora(m, 64, 8 * 64), RATE)[0], RED),
     "a rate fit for full fine-tuning": (train(lora, FULL_RATE)[0], ORANGE),
     "full fine-tuning at that rate": (train(lambda m: m.parameters(), FULL_RATE)[0], GREEN),
 }
@@ -188,7 +189,8 @@ runs = {
 figure, ax = plt.subplots(figsize=(9, 3.8))
 for name, (losses, color) in runs.items():
     ax.plot(losses, "--" if "full fine-tuning at" in name else "-", color=color, label=name, linewidth=1.2)
-ax.plot([0], [good[0]], "o", color="black", label="the base")
+    ax.plot([0], losses[:1], ".", color=color)
+ax.plot([0], [good[0]], "o", color="black", markerfacecolor="none", markersize=10, label="the base")
 ax.set(xlabel="step", ylabel="loss on the answer (nats)", yscale="log")
 ax.set_title("All start at the base, but for the one whose B is not zero")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -216,7 +218,8 @@ for word in ("mail", "pink", "badge", "clamp"):
 # - **Both zero** (a real bug of several libraries): both gradients are products with a zero. Nothing ever moves.
 # - **Both Gaussian**: it trains, but it starts somewhere else than the base, which is what one wanted to adapt.
 #   minilora's `LoRAConfig` offers no such start; PEFT has one under `init_lora_weights=False`, made for tests.
-# - **Forgotten /r**: at $r = 64$ the detour is 64 times as loud. Several reimplementations shipped this.
+# - **Forgotten /r**: at $r = 64$ the detour is 64 times as loud. With it, $r = 64$ learns at the rate that suited
+#   $r = 4$. Several reimplementations shipped this.
 # - **Full fine-tuning's learning rate**: LoRA usually wants a rate ten times larger or so; the paper uses 2e-4 where
 #   full fine-tuning has 5e-6 (Table 12).
 #
