@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from .autograd import Scatter, Tensor, no_grad
+from .autograd import Tensor, no_grad
 from .backend import asarray, xp
+from .fast.scatter import Scatter
 from .gpt import GPT, Attention, Past
 from .nn import LayerNorm, Linear, Module, Parameter
 from .optim import Adam

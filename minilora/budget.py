@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .functional import _QUERIES
+from .fast.attention import QUERIES
 from .gpt import GPT
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -234,7 +234,7 @@ def _pairs(shape: ModelShape, time: int) -> int:
     """Pairs of query and key whose probability is kept: a block of queries keeps every key that its last one sees."""
     if not shape.causal:
         return time * time
-    ends = [min(start + _QUERIES, time) for start in range(0, time, _QUERIES)]
+    ends = [min(start + QUERIES, time) for start in range(0, time, QUERIES)]
     return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
 
 

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from .autograd import Array, Tensor, needs_grad, record
-from .backend import asarray, matmul, matmul_over_rows, multiplies, xp
-from .functional import sum_rows
+from .autograd import Array, Tensor, needs_grad, operation, record
+from .backend import asarray, multiplies, xp
 from .nn import Dropout, Linear, Module, Parameter, gaussian, held
 
 INITS = ("gaussian", "kaiming")
@@ -102,48 +101,16 @@ class Adapter:
     base: tuple[list[Array], str] | None = None  # the arrays that the base is made of, and their digest
 
 
+@operation
 def lora_linear(
     x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
 ) -> Tensor:
     """h = W₀x + b + s·B A x̃, where x̃ is x after dropout (or x itself): x (..., in) -> (..., out).
 
-    With z = A x̃ and g = ∂L/∂h:  ∂L/∂B = s gᵀz,  ∂L/∂z = s g B,  ∂L/∂A = (∂L/∂z)ᵀ x̃,
-    ∂L/∂x = g W₀ and ∂L/∂x̃ = (∂L/∂z) A. With W₀ frozen, gᵀx is never computed: that is LoRA's saving.
+    With g = ∂L/∂h:  ∂L/∂B = s gᵀ(A x̃),  ∂L/∂A = s Bᵀgᵀx̃,  ∂L/∂x = g W₀ and ∂L/∂x̃ = s g B A. With W₀ frozen, gᵀx is
+    never computed: the tape keeps no rule for it. That is LoRA's saving.
     """
-    rows, dropped_rows = (t.array.reshape(-1, t.shape[-1]) for t in (x, dropped))  # (..., in) -> (M, in)
-    a, b = A.array, B.array
-    z = matmul(dropped_rows, a.T)  # (M, in) @ (in, r) -> (M, r)
-    z *= scaling
-    h = matmul(rows, weight.array.T)  # (M, in) @ (in, out) -> (M, out)
-    h += matmul(z, b.T)  # (M, r) @ (r, out) -> (M, out)
-    if bias is not None:
-        h += bias.array
-    shape, same = x.shape, dropped is x
-    w = weight.array
-    x_needs, dropped_needs, weight_needs = x.requires_grad, dropped.requires_grad, weight.requires_grad
-    saved_rows = rows if weight_needs else None
-    bias_needs = bias is not None and bias.requires_grad
-
-    def backward(g: Array) -> tuple[Array | None, ...]:
-        g = g.reshape(-1, g.shape[-1])  # (..., out) -> (M, out)
-        db = matmul_over_rows(g, z)  # (out, M) @ (M, r) -> (out, r); z holds s·A x̃
-        dz = matmul(g, b)  # (M, out) @ (out, r) -> (M, r)
-        dz *= scaling
-        da = matmul_over_rows(dz, dropped_rows)  # (r, M) @ (M, in) -> (r, in)
-        dx = matmul(g, w) if x_needs else None  # (M, out) @ (out, in) -> (M, in)
-        dropped_dx = matmul(dz, a) if dropped_needs else None  # (M, r) @ (r, in) -> (M, in)
-        if same and dx is not None:
-            dx += dropped_dx
-        gradients = [da, db, None if dx is None else dx.reshape(shape)]
-        if not same:
-            gradients.append(None if dropped_dx is None else dropped_dx.reshape(shape))
-        gradients.append(None if saved_rows is None else matmul_over_rows(g, saved_rows))
-        if bias is not None:
-            gradients.append(sum_rows(g) if bias_needs else None)
-        return tuple(gradients)
-
-    parents = [A, B, x] + ([] if same else [dropped]) + [weight] + ([] if bias is None else [bias])
-    return record(h.reshape(*shape[:-1], h.shape[-1]), parents, backward)
+    return F.linear(x, weight, bias) + scaling * F.linear(F.linear(dropped, A), B)
 
 
 class LoRALinear(Module):
@@ -169,7 +136,8 @@ class LoRALinear(Module):
             return F.linear(x, self.weight, self.bias)
         if self.merged_weight is not None:
             y = F.linear(x, self.merged_weight, self.bias)  # one product, as the base
-            return record(y.array, (self.lora_A, self.lora_B), _refuse_backward) if needs_grad(self.lora_A) else y
+            refused = (self.lora_A, _refuse_backward), (self.lora_B, _refuse_backward)
+            return record(y.array, *refused) if needs_grad(self.lora_A) else y
         return lora_linear(x, self.dropout(x), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
     @multiplies
@@ -182,7 +150,7 @@ class LoRALinear(Module):
             raise ValueError("Weights cannot be loaded while LoRA is merged: call unmerge_lora(model) first.")
 
 
-def _refuse_backward(g: Array) -> tuple[Array | None, ...]:
+def _refuse_backward(g: Array) -> Array:
     raise ValueError("A merged model cannot be trained: call unmerge_lora(model) first.")
 
 
@@ -257,7 +225,7 @@ def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
 
 
 def merge_lora(model: Module) -> None:
-    """Compute W₀ + ΔW beside every W₀ and answer with it: one product a layer, as fast as the base (§4.1).
+    """Compute W₀ + ΔW beside every W₀ and answer with it: one product a layer, as quick as the base (§4.1).
 
     All layers or none. Raises `ValueError` where the model has no LoRA, is merged already, or a ΔW is not
     finite; then nothing has changed.

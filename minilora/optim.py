@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Array, Tensor
-from .backend import asarray, empty, multiplies, to_numpy, xp
+from .autograd import Array, Tensor, operation
+from .backend import asarray, multiplies, to_numpy, xp
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
@@ -156,14 +156,22 @@ class SGD(Optimizer):
         p.data -= group["lr"] * g
 
 
+@operation
+def adam(p: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float) -> None:
+    """Algorithm 1 of Kingma & Ba 2015, one step of it in place: m and v are running means of g and g²."""
+    beta1, beta2 = betas
+    m[...] = beta1 * m + (1 - beta1) * g
+    v[...] = beta2 * v + (1 - beta2) * g * g
+    m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
+    p[...] = p - lr * m_hat / (xp.sqrt(v_hat) + eps)
+
+
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1): with m and v the running means of g and g²,
 
     θ ← θ - η m̂/(√v̂ + ε),  m̂ = m/(1 - β₁ᵗ),  v̂ = v/(1 - β₂ᵗ).
 
-    Computed in the order of the paper's §2: θ ← θ - ηₜ m/(√v + εₜ) with ηₜ = η c/(1 - β₁ᵗ), εₜ = ε c and
-    c = √(1 - β₂ᵗ), which is one pass less. t counts a parameter's own steps, as in PyTorch: those in which it had a
-    gradient.
+    t counts a parameter's own steps, as in PyTorch: those in which it had a gradient.
     """
 
     slots = ("m", "v")
@@ -174,22 +182,8 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps)
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
-        m, v, (beta1, beta2) = self.state["m"][number], self.state["v"][number], group["betas"]
-        t = self.steps[number]
-        correction = math.sqrt(1 - beta2**t)  # c
-        scratch = xp.multiply(g, 1 - beta1, out=empty(g.shape, m.dtype))
-        m *= beta1
-        m += scratch
-        xp.multiply(g, g, out=scratch)
-        scratch *= 1 - beta2
-        v *= beta2
-        v += scratch
-        xp.sqrt(v, out=scratch)
-        scratch += group["eps"] * correction
-        xp.divide(m, scratch, out=scratch)
-        scratch *= group["lr"] * correction / (1 - beta1**t)
-        weights = p.data
-        weights -= scratch
+        m, v = self.state["m"][number], self.state["v"][number]
+        adam(p.data, g, m, v, self.steps[number], group["lr"], group["betas"], group["eps"])
 
 
 class AdamW(Adam):

@@ -12,6 +12,7 @@ import minilora as ml
 from minilora import functional as F
 from minilora.autograd import record
 from minilora.backend import asarray, to_numpy, xp
+from minilora.fast.walk import together
 
 
 def leaf(array):
@@ -107,7 +108,7 @@ def test_one_new_array_returned_for_two_parents_corrupts_nothing(view):
             d = 2 * g
             return d, view(d)
 
-        return record(2 * (x.data + y.data), (x, y), backward)
+        return record(2 * (x.data + y.data), *together((x, y), backward))
 
     x, y = leaf(np.ones(3)), leaf(np.ones(3))
     (add(x, y) + x * 10 + x * 100).sum().backward()
@@ -198,7 +199,7 @@ def test_a_failure_deep_in_the_walk_leaves_gradients_that_were_there():
     def fail(g):
         raise FloatingPointError("deep")
 
-    deep = record(x.data.copy(), (x,), fail)
+    deep = record(x.data.copy(), (x, fail))
     with pytest.raises(FloatingPointError):
         (deep * 2 + y * 3 + x).sum().backward()
     assert x.grad.tolist() == [1.0] and y.grad.tolist() == [1.0]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import minilora as ml
 from minilora import backend
+from minilora.fast import memory, products
 
 pytestmark = pytest.mark.numpy_only("it is about how NumPy computes")
 
@@ -23,7 +24,7 @@ LARGE = (64, 256)  # float32: 64 KB, twice what the pool begins at
 
 @pytest.fixture(autouse=True)
 def fresh_pool(monkeypatch):
-    monkeypatch.setattr(backend._of_thread, "pool", backend._Pool())
+    monkeypatch.setattr(memory._of_thread, "pool", memory._Pool())
 
 
 # ---- products cut into small ones --------------------------------------------------------------------
@@ -32,7 +33,7 @@ def fresh_pool(monkeypatch):
 @pytest.fixture(params=[0, 10**6], ids=["whole", "cut"])
 def small_product(request, monkeypatch):
     """Both ways, whatever processor this is."""
-    monkeypatch.setattr(backend, "_SMALL_PRODUCT", request.param)
+    monkeypatch.setattr(products, "_SMALL_PRODUCT", request.param)
 
 
 @given(
@@ -47,8 +48,8 @@ def test_products_of_any_shape_are_right(small_product, M, k, n, dtype, transpos
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(M, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
     right = np.asfortranarray(b) if transposed else b
-    product = backend.matmul(a, right)
-    over_rows = backend.matmul_over_rows(a, product)
+    product = products.matmul(a, right)
+    over_rows = products.matmul_over_rows(a, product)
     wide = a.astype("float64")
     for result, expected in ((product, wide @ b), (over_rows, wide.T @ product.astype("float64"))):
         assert result.dtype == dtype and result.flags.c_contiguous
@@ -61,7 +62,7 @@ def test_products_of_any_shape_are_right(small_product, M, k, n, dtype, transpos
 
 def held():
     """Size of blocks -> how many the pool has of it."""
-    return {size: len(shelf.leases) for size, shelf in backend._of_thread.pool.shelves.items()}
+    return {size: len(shelf.leases) for size, shelf in memory._of_thread.pool.shelves.items()}
 
 
 @given(
@@ -77,7 +78,7 @@ def test_two_live_arrays_never_share_memory(steps):
     """Each array, or a view of it alone, is filled with a number of its own, and must still hold it at the end."""
     live = []
     for number, (dtype, rows, fate) in enumerate(steps):
-        array = backend.empty((rows, 8 * 1024), dtype)
+        array = memory.empty((rows, 8 * 1024), dtype)
         assert array.shape == (rows, 8 * 1024) and array.dtype == dtype and array.flags.c_contiguous
         array[...] = number
         if fate != "drop":
@@ -93,14 +94,14 @@ def test_a_block_is_used_again_once_nobody_looks_at_it():
     def address(array):
         return array.ctypes.data
 
-    array = backend.empty(LARGE, "float32")
+    array = memory.empty(LARGE, "float32")
     first, view = address(array), array[3:, ::2]
     del array
-    second = address(backend.empty(LARGE, "float32"))  # let go at once
+    second = address(memory.empty(LARGE, "float32"))  # let go at once
     assert second != first, "a view still looks at the first"
-    assert address(backend.empty((2, 32, 256), "float32")) == second, "any shape of that size will do"
+    assert address(memory.empty((2, 32, 256), "float32")) == second, "any shape of that size will do"
     del view
-    both = backend.empty(LARGE, "float32"), backend.empty((64, 128), "float64")
+    both = memory.empty(LARGE, "float32"), memory.empty((64, 128), "float64")
     assert {address(array) for array in both} == {first, second}
 
 
@@ -112,7 +113,7 @@ def test_a_training_step_takes_no_new_blocks_once_warm():
     gc.collect()
 
     def blocks():
-        shelves = backend._of_thread.pool.shelves.values()
+        shelves = memory._of_thread.pool.shelves.values()
         return sorted(id(lease.memory) for shelf in shelves for lease in shelf.leases.values())
 
     before = blocks()
@@ -121,44 +122,44 @@ def test_a_training_step_takes_no_new_blocks_once_warm():
 
 
 def test_small_arrays_do_not_go_through_the_pool():
-    backend.empty((10, 10), "float32")
+    memory.empty((10, 10), "float32")
     assert not held()
 
 
 def test_what_nobody_needed_for_a_period_is_let_go_though_no_request_ever_missed():
-    kept = backend.empty((40_000,), "uint8")
+    kept = memory.empty((40_000,), "uint8")
     kept[...] = 7
-    large = [backend.empty((50_000,), "uint8") for _ in range(5)]  # an evaluation, say
+    large = [memory.empty((50_000,), "uint8") for _ in range(5)]  # an evaluation, say
     del large
     assert held() == {40_000: 1, 50_000: 5}
-    for _ in range(2 * backend._PERIOD):
-        backend.empty((50_000,), "uint8")  # training that goes on with one at a time
+    for _ in range(2 * memory._PERIOD):
+        memory.empty((50_000,), "uint8")  # training that goes on with one at a time
     assert held() == {40_000: 1, 50_000: 1}
-    assert backend._of_thread.pool.bytes == 90_000 and (kept == 7).all()
+    assert memory._of_thread.pool.bytes == 90_000 and (kept == 7).all()
 
 
 def test_a_block_whose_array_ends_after_its_size_was_let_go_is_used_again():
-    first, second = backend.empty((40_000,), "uint8"), backend.empty((40_000,), "uint8")
+    first, second = memory.empty((40_000,), "uint8"), memory.empty((40_000,), "uint8")
     del first
-    for _ in range(2 * backend._PERIOD):
-        backend.empty((50_000,), "uint8")
+    for _ in range(2 * memory._PERIOD):
+        memory.empty((50_000,), "uint8")
     assert held() == {40_000: 1, 50_000: 1}
     address = second.ctypes.data
     del second
-    assert backend.empty((40_000,), "uint8").ctypes.data == address
+    assert memory.empty((40_000,), "uint8").ctypes.data == address
 
 
 def test_shapes_that_never_come_again_do_not_pile_up():
     for rows in range(2000):  # 1 GB in all
-        backend.empty((500_000 + rows,), "uint8")
-    assert backend._of_thread.pool.bytes <= backend._ROOM
+        memory.empty((500_000 + rows,), "uint8")
+    assert memory._of_thread.pool.bytes <= memory._ROOM
 
 
 def test_switching_the_library_empties_the_pool_and_goes_on(restore_backend):
-    backend.empty((40_000,), "uint8")
+    memory.empty((40_000,), "uint8")
     backend.use_backend("numpy")
     assert not held()
-    backend.empty((50_000,), "uint8")
+    memory.empty((50_000,), "uint8")
     assert held() == {50_000: 1}
 
 
@@ -170,18 +171,18 @@ def test_memory_that_is_let_go_is_freed_at_once_without_the_garbage_collector():
     """By letting go, by another library, and by the end of a thread."""
     gc.disable()
     try:
-        backend.empty((40_000,), "uint8")
-        seen = memory_of(backend._of_thread.pool)
-        for _ in range(2 * backend._PERIOD):
-            backend.empty((50_000,), "uint8")
+        memory.empty((40_000,), "uint8")
+        seen = memory_of(memory._of_thread.pool)
+        for _ in range(2 * memory._PERIOD):
+            memory.empty((50_000,), "uint8")
         assert seen and not any(reference() for reference in seen)
-        seen = memory_of(backend._of_thread.pool)
+        seen = memory_of(memory._of_thread.pool)
         backend.use_backend("numpy")
         assert seen and not any(reference() for reference in seen)
 
         def work():
-            backend.empty((60_000,), "uint8")
-            seen.extend(memory_of(backend._of_thread.pool))
+            memory.empty((60_000,), "uint8")
+            seen.extend(memory_of(memory._of_thread.pool))
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -197,19 +198,19 @@ def test_a_block_that_an_interrupt_lost_is_let_go():
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    backend.empty((40_000,), "uint8")
+    memory.empty((40_000,), "uint8")
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "frombuffer", interrupted)
-        backend.empty((40_000,), "uint8")
-    for _ in range(backend._PERIOD):
-        backend.empty((50_000,), "uint8")
-    assert held() == {50_000: 1} and backend._of_thread.pool.bytes == 50_000
+        memory.empty((40_000,), "uint8")
+    for _ in range(memory._PERIOD):
+        memory.empty((50_000,), "uint8")
+    assert held() == {50_000: 1} and memory._of_thread.pool.bytes == 50_000
 
 
 def test_sizes_that_never_come_again_leave_nothing_behind():
     for rows in range(3000):
-        backend.empty((100_000 + rows,), "uint8")
-    assert len(backend._of_thread.pool.shelves) < 1000
+        memory.empty((100_000 + rows,), "uint8")
+    assert len(memory._of_thread.pool.shelves) < 1000
 
 
 def test_a_finalizer_may_save_what_looks_at_an_array():
@@ -220,11 +221,11 @@ def test_a_finalizer_may_save_what_looks_at_an_array():
         def __del__(self):
             saved.append(self.look)
 
-    array, saves = backend.empty(LARGE, "float32"), Saves()
+    array, saves = memory.empty(LARGE, "float32"), Saves()
     address, saves.look, saves.itself = array.ctypes.data, memoryview(array.base), saves
     del array, saves
     gc.collect()
-    assert saved and backend.empty(LARGE, "float32").ctypes.data != address
+    assert saved and memory.empty(LARGE, "float32").ctypes.data != address
 
 
 @pytest.mark.parametrize(
@@ -232,40 +233,38 @@ def test_a_finalizer_may_save_what_looks_at_an_array():
 )
 def test_whoever_looks_at_the_memory_keeps_the_block(look):
     """Not only views: whatever reaches the memory through the array."""
-    array = backend.empty(LARGE, "float32")
+    array = memory.empty(LARGE, "float32")
     array[...] = 1
     address, eye = array.ctypes.data, look(array)
     del array
-    assert backend.empty(LARGE, "float32").ctypes.data != address
+    assert memory.empty(LARGE, "float32").ctypes.data != address
     del eye
     gc.collect()
-    assert address in {
-        array.ctypes.data for array in (backend.empty(LARGE, "float32"), backend.empty(LARGE, "float32"))
-    }
+    assert address in {array.ctypes.data for array in (memory.empty(LARGE, "float32"), memory.empty(LARGE, "float32"))}
 
 
 def test_an_array_in_a_cycle_gives_its_block_back_when_the_cycle_is_collected():
-    array = backend.empty(LARGE, "float32")
+    array = memory.empty(LARGE, "float32")
     address, cycle = array.ctypes.data, [array]
     cycle.append(cycle)
     del array, cycle
-    assert backend.empty(LARGE, "float32").ctypes.data != address
+    assert memory.empty(LARGE, "float32").ctypes.data != address
     gc.collect()
-    assert address in {backend.empty(LARGE, "float32").ctypes.data, backend.empty(LARGE, "float32").ctypes.data}
+    assert address in {memory.empty(LARGE, "float32").ctypes.data, memory.empty(LARGE, "float32").ctypes.data}
 
 
 def test_an_array_that_ends_in_another_thread_gives_its_block_back():
-    arrays = [backend.empty(LARGE, "float32")]
+    arrays = [memory.empty(LARGE, "float32")]
     address = arrays[0].ctypes.data
     thread = threading.Thread(target=arrays.clear)
     thread.start()
     thread.join()
-    assert backend.empty(LARGE, "float32").ctypes.data == address
+    assert memory.empty(LARGE, "float32").ctypes.data == address
 
 
 def test_an_array_outlives_the_thread_whose_pool_it_came_from():
     arrays = []
-    thread = threading.Thread(target=lambda: arrays.append(backend.empty(LARGE, "float32")))
+    thread = threading.Thread(target=lambda: arrays.append(memory.empty(LARGE, "float32")))
     thread.start()
     thread.join()
     arrays[0][...] = 3
@@ -281,7 +280,7 @@ def test_no_two_live_arrays_share_a_block_over_a_thousand_random_steps():
     live = {}
     for step in range(1000):
         rows = int(rng.integers(1, 5))
-        array = backend.empty((rows, 4096), ["float32", "float64"][step % 2])
+        array = memory.empty((rows, 4096), ["float32", "float64"][step % 2])
         array[...] = step
         live[step] = [array, array.T, array[:, ::3], array.reshape(-1)[7:], array.view("uint8")][int(rng.integers(5))]
         del array
@@ -303,10 +302,10 @@ def test_no_two_live_arrays_share_a_block_over_a_thousand_random_steps():
 
 def test_each_thread_has_blocks_of_its_own():
     address, seen = [], []
-    array = backend.empty(LARGE, "float32")
+    array = memory.empty(LARGE, "float32")
     address.append(array.ctypes.data)
     del array
-    thread = threading.Thread(target=lambda: seen.append(backend.empty(LARGE, "float32")))
+    thread = threading.Thread(target=lambda: seen.append(memory.empty(LARGE, "float32")))
     thread.start()
     thread.join()
     assert seen[0].ctypes.data not in address
@@ -323,22 +322,22 @@ def trained(steps=4):
 def test_results_are_bit_equal_to_those_of_fresh_memory(monkeypatch):
     with_pool = trained()
     assert held()
-    monkeypatch.setattr(backend._of_thread, "pool", backend._Pool())
-    monkeypatch.setattr(backend, "_SMALL", 2**62)
+    monkeypatch.setattr(memory._of_thread, "pool", memory._Pool())
+    monkeypatch.setattr(memory, "_SMALL", 2**62)
     assert trained() == with_pool and not held()
 
 
 def test_results_do_not_depend_on_what_a_block_held_before(monkeypatch):
     """Every block is handed out full of NaN."""
     expected = trained()
-    take = backend._Pool.take
+    take = memory._Pool.take
 
     def poisoned(self, size):
         exporter = take(self, size)
         np.frombuffer(exporter, np.uint8)[...] = 255  # NaN in every float
         return exporter
 
-    monkeypatch.setattr(backend._Pool, "take", poisoned)
+    monkeypatch.setattr(memory._Pool, "take", poisoned)
     assert trained() == expected
 
 

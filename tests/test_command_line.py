@@ -227,7 +227,7 @@ def test_info_counts_what_the_cache_holds(capsys, monkeypatch, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)
     assert main(["info"]) == 0
-    assert f"cache     {tmp_path}: 1 base and 2 results, 0.6 MB\n" in capsys.readouterr().out
+    assert f"cache      {tmp_path}: 1 base and 2 results, 0.6 MB\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

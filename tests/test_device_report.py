@@ -9,6 +9,7 @@ import pytest
 from strict.library import use_strict
 
 from minilora import backend
+from minilora.fast import products
 from minilora.tools import device_report
 from minilora.tools.cli import main
 
@@ -67,7 +68,7 @@ def test_an_unknown_backend_is_refused(without_gpu, capsys, restore_backend):
 
 @pytest.mark.numpy_only("the report compares another library with NumPy")
 def test_the_report_finds_nothing_wrong_with_a_library_that_computes_as_numpy_does(restore_backend, monkeypatch):
-    monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
+    monkeypatch.setattr(products, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
     use_strict()
     text = device_report.device_report(SMALL)
     assert backend.backend_name() == "strict"

@@ -94,7 +94,7 @@ def front():
 
 
 ORDER = [
-    "backend", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
+    "backend", "checks", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
     "training", "generate", "lora",
 ]  # fmt: skip
 

@@ -143,7 +143,7 @@ def test_nothing_is_copied_or_kept_once_a_graph_is_walked_or_gone():
     y = x * x
     del y
     before = x.data
-    assert x.data is before and not any(reader() is not None and reader().backward for reader in x._readers)
+    assert x.data is before and not any(reader() is not None and reader().steps for reader in x._readers)
 
 
 def test_a_tensor_copies_the_array_it_is_made_from():

@@ -15,6 +15,7 @@ import minilora as ml
 from minilora import backend, claims
 from minilora.backend import asarray, to_numpy
 from minilora.claims.claim import Settings
+from minilora.fast import products
 
 pytestmark = pytest.mark.usefixtures("restore_backend")
 
@@ -248,7 +249,7 @@ SHRUNK = {
 def test_a_claim_finds_the_same_numbers_on_the_stand_in(name, tiny_bases, monkeypatch):
     claim = claims.find([name])[0]
     configuration = next(c for c in claim.configurations(Settings(1)) if SHRUNK[name](c))
-    monkeypatch.setattr(backend, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
+    monkeypatch.setattr(products, "_SMALL_PRODUCT", 0)  # NumPy's products whole too: a cut one rounds otherwise
     backend.use_backend("numpy")
     expected = run_short(claim, configuration)
     tiny_bases()

@@ -61,8 +61,8 @@ def test_the_simulation_would_end_it():
 
 @pytest.mark.parametrize("name", ["autograd", "functional", "lora", "optim", "analysis"])
 def test_whatever_multiplies_matrices_is_marked(name):
-    """`@` cannot be simulated, so it is looked for: within a function marked @multiplies, or in a backward, which the
-    marked walk calls."""
+    """`@` cannot be simulated, so it is looked for: within a function marked @multiplies, or an @operation, through
+    which every kernel and every rule is called."""
     unmarked = []
 
     def look(node, marked, where):
@@ -70,7 +70,7 @@ def test_whatever_multiplies_matrices_is_marked(name):
             inside, place = marked, where
             if isinstance(child, ast.FunctionDef):
                 names = {d.id for d in child.decorator_list if isinstance(d, ast.Name)}
-                inside = marked or "multiplies" in names or child.name in ("backward", "sum_rows", "_add_product")
+                inside = marked or not names.isdisjoint({"multiplies", "operation"})
                 place = child.name
             operator = isinstance(child, ast.BinOp) and isinstance(child.op, ast.MatMult)
             call = isinstance(child, ast.Call) and getattr(child.func, "attr", "") in ("matmul", "vdot", "dot")

@@ -131,14 +131,16 @@ def _nodes(loss: Tensor) -> Iterator[Node]:
         if isinstance(node, Node) and node not in seen:
             seen.add(node)
             yield node
-            stack.extend(node.parents)
+            stack.extend(parent for parent, _, _ in node.steps or ())
 
 
 def _held(node: Node) -> Iterator[Array]:
-    """The arrays in the closure of a node's backward: bare, in a Tensor, or in lists and tuples."""
-    stack = [cell.cell_contents for cell in getattr(node.backward, "__closure__", None) or ()]
+    """The arrays in the closures of a node's rules, and of functions that these call: bare, in a Tensor, or in lists
+    and tuples."""
+    stack: list[Any] = [rule for _, _, rule in node.steps or ()]
     while stack:
         value = stack.pop()
+        stack.extend(cell.cell_contents for cell in getattr(value, "__closure__", None) or ())
         if isinstance(value, xp.ndarray):
             yield value
         elif isinstance(value, Tensor):

@@ -39,6 +39,7 @@ from ..data import (
     split,
     windows,
 )
+from ..fast import is_textbook
 from ..generate import generate, generate_text
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_checkpoint, load_model, read_notes, save_checkpoint
@@ -617,10 +618,11 @@ def _info(options: Any) -> None:
         ("BLAS", f"{blas_name()}, {blas_threads()} thread{'s' * (blas_threads() != 1)}"),
         ("cores", available_cores()),
         ("backend", backend_name()),
+        ("operations", "textbook (MINILORA_TEXTBOOK)" if is_textbook() else "kernels"),
         ("cache", f"{folder}: {counts}, {size:.1f} MB"),
         ("tuning", "off (MINILORA_TUNE=0)" if os.environ.get("MINILORA_TUNE") == "0" else "on"),
     )
-    _say("\n".join(f"{name:<9} {value}" for name, value in rows))
+    _say("\n".join(f"{name:<10} {value}" for name, value in rows))
 
 
 def _for_each_line(do: Callable[[str], None]) -> None:

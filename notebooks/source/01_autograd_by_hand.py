@@ -7,6 +7,9 @@
 # *Needs: `pip install -e ".[notebook]"`; no network, no GPU. Takes: 3 s.*
 
 # %%
+import inspect
+import time
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -53,19 +56,14 @@ except TypeError as error:
 # ## The tape
 #
 # Finite differences cost one evaluation for each number. Reverse mode costs about two evaluations for *all* of them.
-# Every operation leaves a node that knows its parents and how to turn the gradient of its result into gradients of its
-# inputs. Here is a whole operation, as `functional.py` writes it: forward, and the backward right beside it.
-#
-# ```python
-# def tanh(x):
-#     y = xp.tanh(x.array)           # x.data, as the operations read it
-#
-#     def backward(g):               # g is the gradient of the loss with respect to y
-#         return (g * (1 - y * y),)  # the chain rule, one factor
-#
-#     return record(y, (x,), backward)
-# ```
-#
+# Every operation leaves a node that knows, for each input, a *rule*: from $g$, the gradient of the loss with respect to
+# the result, to the gradient with respect to that input. Here is a whole operation as `functional.py` has it, GPT-2's
+# non-linearity: its formula, and the rule right beside its input. (`x.array` is `x.data`, as operations read it.)
+
+# %% exact
+print(inspect.getsource(F.gelu))
+
+# %% [markdown]
 # The nodes can be walked and drawn. Take $z = (x + y)\cdot x$:
 
 
@@ -78,7 +76,7 @@ def draw_graph(result, names):
         node, depth = stack.pop()
         if depth > place.get(node, (0, -1))[1]:
             place[node] = (0, depth)
-        for parent in getattr(node, "parents", ()):
+        for parent, _, _ in getattr(node, "steps", ()):
             edges.append((parent, node))
             stack.append((parent, depth + 1))
     figure, ax = plt.subplots(figsize=(8.5, 3))
@@ -91,7 +89,7 @@ def draw_graph(result, names):
         ax.annotate("", place[b], place[a], arrowprops=way)
     for node, (x, y) in place.items():
         inner = isinstance(node, Node)
-        label = node.backward.__qualname__.split(".")[-3].strip("_") if inner else names[id(node)]
+        label = node.steps[0][2].__qualname__.split(".")[-3].strip("_") if inner else names[id(node)]
         style = {"boxstyle": "round", "facecolor": ORANGE if inner else BLUE, "alpha": 0.8}
         ax.text(x, y, label, ha="center", va="center", bbox=style)
     ax.set(xlim=(-1, 4), ylim=(-max(-y for _, y in place.values()) - 0.5, 0.5))
@@ -215,6 +213,12 @@ ones, zeros = ml.Tensor(np.ones(8)), ml.Tensor(np.zeros(8))
 print("by hand, against minilora:  ", np.allclose(tensor.grad, layer_norm_backward(x, g), rtol=1e-12))
 
 # %% [markdown]
+# The same three lines as the library has them, `dx` being step 3:
+
+# %% exact
+print(inspect.getsource(F.layer_norm).split('"""')[2])
+
+# %% [markdown]
 # And what does the check say if the last mean is forgotten, the usual slip? It names the element, both derivatives and
 # the errors. The tolerance is relative to the *largest* gradient of the check, so that neither a tiny gradient passes
 # by accident nor one that is zero in theory fails by rounding.
@@ -230,8 +234,8 @@ except AssertionError as error:
 # ## Gradients flow through what is frozen
 #
 # **Asked often: "no gradients reach my adapters when the base is frozen?"** They must pass *through* frozen layers, even
-# though nothing is computed *for* them. That is one line in `linear`: keep the input only if the weight wants a
-# gradient, and the weight only if the input does.
+# though nothing is computed *for* them. Nobody has to arrange that: the tape keeps a rule only where its input wants a
+# gradient, and with the rule of a frozen weight goes the input that it would have needed.
 
 # %% exact
 rng = np.random.default_rng(0)
@@ -254,7 +258,7 @@ print(ml.gradcheck(lambda *parameters: F.cross_entropy(model(ids), targets), *mo
 # ## Adam in six lines
 #
 # $m$ and $v$ are running means of $g$ and $g^2$, corrected for starting at zero (Kingma & Ba 2015, algorithm 1).
-# `ml.Adam` reorders the same arithmetic to save a pass over memory; the paths agree to rounding.
+# The library's own lines, `optim.adam`, are these; what runs is a kernel that reorders them to save a pass over memory.
 
 
 # %% exact
@@ -294,10 +298,94 @@ plt.show()
 # %% [markdown]
 # Keep this in mind for notebook 4, where it decides what α does.
 #
-# **Asked often: "is every operation really tested?"** Every public operation stands in a table of gradient checks in
-# `tests/test_gradient_check.py`, over shapes drawn at random; one that is missing there fails the suite, and the checker
+# **Asked often: "is every operation really tested?"** Every public operation stands in a table, `tests/operations.py`,
+# with shapes to draw at random, and its gradients are checked; one that is missing there fails the suite, and the checker
 # itself is tested with a wrong derivative (2.001 for 2).
 #
+# ## From the textbook to the engine room
+#
+# What you have read is not what runs. An operation marked `@operation` has a quicker twin in `minilora/fast/`, which takes
+# its place from outside, as LoRA takes the place of a `Linear`: no file of the core mentions it. `with ml.textbook():`
+# sends the guest away. The numbers are the same to rounding, which a test asks of every operation and of whole runs:
+
+
+# %%
+B, T, D, H, V = 16, 64, 64, 4, 96
+rng = np.random.default_rng(0)
+draw = lambda *shape: ml.Tensor(rng.normal(size=shape).astype("float32"), requires_grad=True)
+x, wide, weight, scale, logits = draw(B, T, D), draw(B, T, 4 * D), draw(4 * D, D), draw(D), draw(B, T, V)
+q, k, v = (draw(B, H, T, D // H) for _ in "qkv")
+targets = rng.integers(0, V, (B, T))
+OPERATIONS = {
+    "gelu": (lambda: F.gelu(wide), "chunks that fit into the cache; one array kept, not four"),
+    "layer_norm": (lambda: F.layer_norm(x, scale, scale), "a mean is a product with a column of 1/D"),
+    "cross_entropy": (lambda: F.cross_entropy(logits, targets), "softmax and loss in one"),
+    "causal_attention": (lambda: F.causal_attention(q, k, v), "32 queries at a time meet the keys that they see"),
+    "linear": (lambda: F.linear(x, weight), "large products cut into what BLAS likes best"),
+}
+
+
+def gradient_of(call):
+    x.grad = wide.grad = logits.grad = q.grad = None
+    call().sum().backward()
+    return next(t.grad for t in (x, wide, logits, q) if t.grad is not None)
+
+
+def milliseconds(call):
+    """The least of twenty: what else runs on this computer only adds."""
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        call()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+# %% exact
+for name, (call, _) in OPERATIONS.items():
+    kernel = gradient_of(call)
+    with ml.textbook():
+        print(f"{name:<17}", np.allclose(kernel, gradient_of(call), rtol=1e-3, atol=1e-6))
+
+# %% [markdown]
+# And the time of each, forward and backward, with what its kernel does about it:
+
+# %% illustration
+for name, (call, how) in OPERATIONS.items():
+    quick = milliseconds(lambda call=call: gradient_of(call))
+    with ml.textbook():
+        plain = milliseconds(lambda call=call: gradient_of(call))
+    print(f"{name:<17} textbook {plain:5.2f} ms, kernel {quick:5.2f} ms: {plain / quick:3.1f} times.  {how}")
+
+# %% [markdown]
+# None of it is deep. Memory used before is in the cache and needs no page faults; a pass less over an array is a pass
+# less; a product is the best code that a processor has, so sums become products. There is a floor: the products
+# themselves, which no kernel can leave out. A whole training step, its textbook, and that floor:
+
+# %% illustration
+model = ml.GPT(ml.GPTConfig(V, T, D, n_layers=2, n_heads=H))
+optimizer, ids = ml.Adam(model.parameters(), 1e-3), rng.integers(0, V, (B, T))
+
+
+def step():
+    optimizer.zero_grad()
+    F.cross_entropy(model(ids), targets).backward()
+    optimizer.step()
+
+
+M = B * T
+linears = 2 * [(M, D, D)] * 4 + 2 * [(M, D, 4 * D), (M, 4 * D, D)] + [(M, D, V)]  # (M, k) @ (k, n) of the forward
+products = [shape for M, k, n in linears for shape in ((M, k, n), (M, n, k), (n, M, k))]  # and of the backward
+arrays = [[np.ones(shape, "float32") for shape in ((M, k), (k, n), (M, n))] for M, k, n in products]
+floor = milliseconds(lambda: [np.matmul(a, b, out=c) for a, b, c in arrays])
+quick = milliseconds(step)
+with ml.textbook():
+    plain = milliseconds(step)
+print(
+    f"a step: textbook {plain:.0f} ms, kernels {quick:.0f} ms; the products of its linear layers alone {floor:.0f} ms"
+)
+
+# %% [markdown]
 # ## Exercise
 #
 # - Course exercises 1 to 4: the backward of matmul, the gradient of a broadcast, layer norm, softmax cross-entropy

@@ -27,7 +27,7 @@ TO_HOST = {"item", "tolist", "len", "isinstance", "id", "type", "hasattr", "geta
 TO_HOST_ARRAY = {"to_numpy", "numpy", "get"}
 DRAWS = {"normal", "integers", "random", "uniform", "choice", "permutation"}  # of a Generator
 NUMBERS = {"prod", "float32", "float64", "sqrt", "errstate", "dtype", "broadcast_shapes"}  # of np: no arrays here
-MAKES_DEVICE = {"asarray", "empty", "matmul", "matmul_over_rows", "sum_rows", "gaussian", "dropout_mask"}
+MAKES_DEVICE = {"asarray", "empty", "matmul", "matmul_over_rows", "sum_rows", "gaussian"}
 HOLDS_DEVICE = {"data", "grad", "_data"}
 MAKES_WAIT = {"float", "int", "bool", "complex", "range", "sum", "max", "min", "any", "all", "list", "sorted", "round"}
 OF_TENSORS = {"backward", "detach", "requires_grad"}  # then it was no bare array
@@ -124,7 +124,7 @@ class _Checker(ast.NodeVisitor):
         self.places.append(scope)
         for statement in node.body:
             self.visit(statement)
-            if "_library() is not np" in ast.unparse(statement) and isinstance(statement, ast.If):
+            if "library() is not np" in ast.unparse(statement) and isinstance(statement, ast.If):
                 break  # what follows is NumPy's alone
         self.places.pop()
 
