@@ -19,7 +19,7 @@ PAGES = {
     "README.ko.md": "주장 | 핵심 숫자 | 문자열 | 텍스트 | 정확",
 }
 FILES = (
-    "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim", "training", "generate", "lora",
+    "autograd", "functional", "gradient_check", "nn", "gpt", "optim", "lora", "data", "tasks", "training", "generate",
 )  # fmt: skip
 KOREAN = {
     "zero_init": "B = 0이면 베이스 그대로 시작한다",

@@ -18,21 +18,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from .backend import asarray, multiplies, to_numpy, xp
-from .checks import (
-    Readers,
-    check_broadcast,
-    check_exponent,
-    check_kind,
-    check_loss,
-    check_mean,
-    check_one_number,
-    check_product,
-    check_replacement,
-    check_steps,
-    check_unchanged,
-    check_wants_gradient,
-)
+from . import checks
+from .backend import asarray, multiplies, xp
 
 Array = Any  # numpy.ndarray, or cupy.ndarray on a GPU
 Rule = Callable[[Array], Array]
@@ -81,10 +68,8 @@ def needs_grad(*tensors: Tensor) -> bool:
 
 
 class Node:
-    """One recorded operation: (parent, its shape, its rule) for each input that wants a gradient.
-
-    A parent is the Node that made it, or a leaf Tensor. `steps` is None once they have been walked.
-    """
+    """One recorded operation: (parent, its shape, its rule) for each input that wants a gradient; None once walked. A
+    parent is the Node that made the input, or a leaf Tensor."""
 
     __slots__ = ("__weakref__", "handed_out", "steps")
 
@@ -94,15 +79,12 @@ class Node:
 
 
 def record(data: Array, *inputs: tuple[Tensor, Rule], view: bool = False) -> Tensor:
-    """The result of an operation as a Tensor, with its node where some input wants a gradient.
-
-    A rule returns a new array, or g, or a view of g; never one that it has kept. `view` says that the result looks at
-    the memory of its only input.
-    """
+    """The result of an operation as a Tensor, with its node where some input wants a gradient. `view`: the result looks
+    at the memory of its only input. A rule returns a new array, or g, or a view of g; never one that it has kept."""
     out = Tensor.__new__(Tensor)
     out.array = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
     out.grad = out._node = None
-    out._readers = inputs[0][0]._readers if view else Readers()
+    out._readers = inputs[0][0]._readers if view else checks.Readers()
     steps = [(x._node or x, x.array.shape, rule) for x, rule in inputs if x._requires_grad] if _thread.recording else []
     out._requires_grad = bool(steps)
     if steps:
@@ -120,7 +102,7 @@ def walk(root: Node | Tensor, g: Array, retain_graph: bool) -> None:
     """Pass g back from `root`, each node when all of its gradient has arrived; add it up in the leaves."""
     arrived: dict[Node | Tensor, Array] = {root: g}
     nodes = children_first(root)
-    check_unchanged(nodes)  # first, so that a refusal leaves the graph as it is
+    checks.check_unchanged(nodes)  # first, so that a refusal leaves the graph as it is
     leaves = [node for node in nodes if isinstance(node, Tensor)]
     for node in nodes:
         if isinstance(node, Node):
@@ -141,36 +123,27 @@ def walk(root: Node | Tensor, g: Array, retain_graph: bool) -> None:
 def children_first(root: Node | Tensor) -> list[Node | Tensor]:
     """Every node below `root`, each after all that were made from it. No recursion: a chain may be any length."""
     waiting: dict[Node | Tensor, int] = {root: 0}  # how many children have not yet come
-    stack = [root]
+    order, ready, stack = [], [root], [root]
     while stack:
-        for parent, _, _ in _steps(stack.pop()):
+        for parent, _, _ in checks.steps_of(stack.pop()):
             if parent not in waiting:
                 waiting[parent] = 0
                 stack.append(parent)
             waiting[parent] += 1
-    order, ready = [], [root]
     while ready:
-        node = ready.pop()
-        order.append(node)
-        for parent, _, _ in _steps(node):
+        order.append(ready.pop())
+        for parent, _, _ in checks.steps_of(order[-1]):
             waiting[parent] -= 1
             if waiting[parent] == 0:
                 ready.append(parent)
     return order
 
 
-def _steps(node: Node | Tensor) -> list[tuple[Node | Tensor, tuple[int, ...], Rule]]:
-    if isinstance(node, Tensor):
-        return []
-    check_steps(node.steps)
-    return node.steps or []
-
-
 def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
     """Sum a gradient over the axes along which NumPy repeated an input of `shape`: the only place that knows of it."""
     if g.shape == shape:
         return g
-    check_broadcast(g.shape, shape)
+    checks.check_broadcast(g.shape, shape)
     lead = g.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, n in enumerate(shape) if n == 1 and g.shape[lead + i] != 1)
     return xp.sum(g, axis=axes, keepdims=True).reshape(shape)
@@ -179,7 +152,7 @@ def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
 # ---- the tensor --------------------------------------------------------------------------------------
 
 
-class Tensor:
+class Tensor(checks.Holder):
     """An array and, with `requires_grad`, the gradient that `backward` leaves in `.grad`.
 
     `data` is an array, of which the Tensor takes a copy in the same dtype, or Python numbers, which become float32.
@@ -187,28 +160,17 @@ class Tensor:
     Raises `TypeError` for data that is not real numbers.
     """
 
-    __slots__ = ("_node", "_readers", "_requires_grad", "array", "grad")
+    __slots__ = ()
     __array_ufunc__ = None  # lets `numpy_array * tensor` reach our __rmul__
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        self._take(as_array(data, copy=True), requires_grad)
-
-    def _take(self, array: Array, requires_grad: bool) -> None:
-        """Be a leaf that holds this very array."""
-        self.array = array
-        self.grad: Array | None = None
-        self._node: Node | None = None  # how it was made
-        self._readers = Readers()
-        self._requires_grad = False
-        self.requires_grad = requires_grad
+        self._take(checks.check_numbers(data, copy=True), requires_grad)
 
     def backward(self, retain_graph: bool = False) -> None:
-        """Add d(self)/d(leaf) to the `.grad` of every leaf that requires it, and free the graph on the way.
-
-        Raises `ValueError` where this is not one number, where nothing requires a gradient, or where the graph was
-        walked before (unless with `retain_graph`); then no `.grad` has changed.
-        """
-        check_loss(self)
+        """Add d(self)/d(leaf) to the `.grad` of every leaf that requires it, and free the graph on the way, unless
+        `retain_graph`. Raises `ValueError`, and changes no `.grad`, where this is not one number, nothing requires a
+        gradient, or the graph was walked before."""
+        checks.check_loss(self)
         walk(self._node or self, xp.ones_like(self.array), retain_graph)
 
     # -- arithmetic; the rest follows from these four
@@ -226,7 +188,7 @@ class Tensor:
 
     def __pow__(self, exponent: float) -> Tensor:
         """d(xᵖ)/dx = p xᵖ⁻¹; for p = 0 it is 0, at x = 0 too."""
-        check_exponent(exponent)
+        checks.check_exponent(exponent)
         x, p = self.array, exponent.item() if isinstance(exponent, np.number) else exponent
         return record(x**p, (self, lambda g: g * (p * x ** (p - 1)) if p else xp.zeros_like(x)))
 
@@ -234,7 +196,7 @@ class Tensor:
     def __matmul__(self, other: Any) -> Tensor:
         """`(..., n, k) @ (..., k, m) -> (..., n, m)`, leading axes broadcast; dA = G Bᵀ, dB = Aᵀ G. 1-D as in NumPy."""
         a, b = self, as_tensor(other, self)
-        check_product(a, b)
+        checks.check_product(a, b)
         if a.ndim == 1:  # a row, and without that axis again
             y = a.reshape(1, -1) @ b
             return y.reshape(y.shape[:-1] if b.ndim == 1 else (*y.shape[:-2], y.shape[-1]))
@@ -253,11 +215,7 @@ class Tensor:
     def __truediv__(self, other: Any) -> Tensor:  # self / other
         return self * as_tensor(other, self) ** -1
 
-    def __radd__(self, other: Any) -> Tensor:  # other + self
-        return self + other
-
-    def __rmul__(self, other: Any) -> Tensor:  # other * self
-        return self * other
+    __radd__, __rmul__ = __add__, __mul__
 
     def __rsub__(self, other: Any) -> Tensor:  # other - self
         return as_tensor(other, self) - self
@@ -268,8 +226,6 @@ class Tensor:
     def __rmatmul__(self, other: Any) -> Tensor:  # other @ self
         return as_tensor(other, self) @ self
 
-    # -- reductions
-
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         shape, back = self.shape, _with_axes(self.shape, axis)
         y = self.array.sum(axis=axis, keepdims=keepdims)
@@ -277,7 +233,7 @@ class Tensor:
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         total = self.sum(axis, keepdims)
-        check_mean(self)
+        checks.check_mean(self)
         return total * (total.size / self.size)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
@@ -290,8 +246,6 @@ class Tensor:
             return xp.where(winners, g.reshape(back) / winners.sum(axis=axis, keepdims=True), 0).astype(x.dtype)
 
         return record(top, (self, rule))
-
-    # -- shape
 
     def reshape(self, *shape: Any) -> Tensor:
         old = self.shape
@@ -309,7 +263,8 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         """Slices, integers, integer arrays and masks, as in NumPy. An entry taken twice gets both gradients."""
         shape, dtype = self.shape, self.dtype
-        taken = np.arange(self.size).reshape(shape)[on_host(index)]  # the entries' numbers; refuses what is outside
+        numbers = np.arange(self.size).reshape(shape)
+        taken = numbers[checks.host_index(index)]  # refuses what is outside
 
         def rule(g: Array) -> Array:
             order = np.argsort(taken, axis=None, kind="stable")  # equal ones side by side, to be summed
@@ -320,54 +275,6 @@ class Tensor:
 
         return record(self.array.reshape(-1)[asarray(taken)], (self, rule))
 
-    # -- what it holds
-
-    @property
-    def data(self) -> Array:
-        """The array itself. Assigning needs the same shape and dtype; writing into it is allowed, before the forward
-        pass or after the backward: one that you took before the forward pass and write into before `backward` would
-        go unnoticed."""
-        if self._readers:
-            self._readers.hand_out(self.array)
-        return self.array
-
-    @data.setter
-    def data(self, array: Array) -> None:
-        check_replacement(self.array, array)
-        if array is not self.array:
-            self.array, self._readers = array, Readers()  # no graph has read this one
-
-    @property
-    def requires_grad(self) -> bool:
-        """Whether `backward` computes a gradient for this tensor, or through it."""
-        return self._requires_grad
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
-        check_wants_gradient(self, value)
-        self._requires_grad = bool(value)
-
-    shape = property(lambda self: self.array.shape)
-    dtype = property(lambda self: self.array.dtype)
-    ndim = property(lambda self: self.array.ndim)
-    size = property(lambda self: self.array.size)
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __repr__(self) -> str:
-        grad = ", requires_grad=True" if self._requires_grad else ""
-        return f"Tensor({to_numpy(self.array)}, dtype={self.dtype}{grad})"
-
-    def item(self) -> float:
-        """The one number of a tensor of size 1."""
-        check_one_number(self)
-        return self.array.item()
-
-    def numpy(self) -> np.ndarray:
-        """A NumPy copy, which later steps never change."""
-        return to_numpy(self.array).copy()
-
     def detach(self) -> Tensor:
         """A leaf that needs no gradient and holds the same array."""
         leaf = Tensor.__new__(Tensor)
@@ -375,50 +282,15 @@ class Tensor:
         leaf._readers = self._readers
         return leaf
 
-    def __copy__(self) -> Tensor:
-        """Of the same array, in the same place of the graph."""
-        twin = Tensor.__new__(type(self))
-        twin.__setstate__(self.__getstate__())
-        twin._readers = self._readers
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("array", "_node", "_requires_grad", "grad")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in {**state, "_readers": Readers()}.items():
-            setattr(self, name, value)
-
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
     """A Tensor as it is, an array as a Tensor, a number, also in a 0-d array, as a Tensor of the dtype of `like`."""
     if isinstance(value, Tensor):
         return value
-    if like is not None and like.dtype.kind == "f":
-        if isinstance(value, (int, float)):
-            return Tensor(xp.asarray(value, dtype=like.dtype))
-        if isinstance(value, (np.number, np.ndarray, xp.ndarray)) and value.ndim == 0:
-            return Tensor(as_array(value).astype(like.dtype))
+    number = isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0
+    if number and like is not None and like.dtype.kind == "f":
+        return Tensor(checks.check_numbers(value if hasattr(value, "dtype") else np.asarray(value)).astype(like.dtype))
     return Tensor(value)
-
-
-def as_array(data: Any, copy: bool = False) -> Array:
-    """Real numbers of any kind as an array of the backend; with `copy`, one that nobody else holds."""
-    if isinstance(data, Tensor):
-        raise TypeError("This is a Tensor already; use it as it is, or its detach().")
-    array = data if isinstance(data, xp.ndarray) else np.asarray(data)
-    check_kind(data, array)
-    if not isinstance(data, (np.ndarray, np.generic, xp.ndarray)):
-        return xp.asarray(array.astype(np.float32))
-    return xp.array(array) if copy else xp.asarray(array)
-
-
-def on_host(index: Any) -> Any:
-    """An index with its arrays on the CPU: there NumPy checks them, where a GPU would wrap what is outside."""
-    if isinstance(index, tuple):
-        return tuple(map(on_host, index))
-    index = index.array if isinstance(index, Tensor) else index
-    return to_numpy(index) if isinstance(index, (list, np.ndarray, xp.ndarray)) else index
 
 
 def _with_axes(shape: tuple[int, ...], axis: Any) -> tuple[int, ...]:

@@ -6,8 +6,11 @@ the guard of the tape: an array that a rule has kept must be the same when the r
 
 from __future__ import annotations
 
+import difflib
+import math
+import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,35 +20,108 @@ from .backend import to_numpy, xp
 # ---- tensors -----------------------------------------------------------------------------------------
 
 
-def check_kind(data: Any, array: Any) -> None:
-    """Raise `TypeError` where an array made of `data` does not hold real numbers."""
+def check_numbers(data: Any, copy: bool = False) -> Any:
+    """Real numbers of any kind as an array of the backend, Python's as float32; with `copy`, one that nobody else
+    holds. Raises `TypeError` for anything else."""
+    if isinstance(data, Holder):
+        raise TypeError("This is a Tensor already; use it as it is, or its detach().")
+    array = data if isinstance(data, xp.ndarray) else np.asarray(data)
     if array.dtype.kind not in "fiub":
         what = "real numbers" if array.dtype.kind == "c" else "numbers: an array, or (nested) Python numbers"
         raise TypeError(f"A Tensor holds {what}, not {type(data).__name__} of dtype {array.dtype}.")
+    if not isinstance(data, (np.ndarray, np.generic, xp.ndarray)):
+        return xp.asarray(array.astype(np.float32))
+    return xp.array(array) if copy else xp.asarray(array)
 
 
-def check_wants_gradient(tensor: Any, value: bool) -> None:
-    """Raise `TypeError` for integers, `ValueError` for what an operation has made."""
-    if value and tensor.array.dtype.kind != "f":
-        raise TypeError(f"Only floats may require gradients; this tensor holds {tensor.array.dtype}.")
-    if tensor._node is not None:
-        raise ValueError("Setting requires_grad belongs to leaves; this tensor is a result: detach() it first.")
+def host_index(index: Any) -> Any:
+    """An index with its arrays on the CPU: there NumPy checks them, where a GPU would wrap what is outside."""
+    if isinstance(index, tuple):
+        return tuple(map(host_index, index))
+    index = getattr(index, "array", index)
+    return to_numpy(index) if isinstance(index, (list, np.ndarray, xp.ndarray)) else index
 
 
-def check_replacement(old: Any, new: Any) -> None:
-    """Raise `TypeError` or `ValueError` where one array cannot take another's place."""
-    if not isinstance(new, xp.ndarray):
-        raise TypeError(f"The data takes an array like the one it replaces, not {type(new).__name__}.")
-    if new.shape != old.shape or new.dtype != old.dtype:
-        raise ValueError(
-            f"The data has shape {old.shape} and dtype {old.dtype}; "
-            f"it cannot be replaced by shape {new.shape} and dtype {new.dtype}."
-        )
+class Holder:
+    """The part of a Tensor that computes nothing: the array it holds, its gradient, and who has read it."""
 
+    __slots__ = ("_node", "_readers", "_requires_grad", "array", "grad")
 
-def check_one_number(tensor: Any) -> None:
-    if tensor.size != 1:
-        raise ValueError(f"item() needs exactly one number; this tensor has shape {tensor.shape}.")
+    def _take(self, array: Any, requires_grad: bool) -> None:
+        """Be a leaf that holds this very array."""
+        self.array = array
+        self.grad: Any = None
+        self._node: Any = None  # how it was made
+        self._readers = Readers()
+        self._requires_grad = False
+        self.requires_grad = requires_grad
+
+    @property
+    def data(self) -> Any:
+        """The array itself. Assigning needs the same shape and dtype; writing into it is allowed, before the forward
+        pass or after the backward: one that you took before the forward pass and write into before `backward` would
+        go unnoticed."""
+        if self._readers:
+            self._readers.hand_out(self.array)
+        return self.array
+
+    @data.setter
+    def data(self, array: Any) -> None:
+        if not isinstance(array, xp.ndarray):
+            raise TypeError(f"The data takes an array like the one it replaces, not {type(array).__name__}.")
+        if array.shape != self.array.shape or array.dtype != self.array.dtype:
+            raise ValueError(
+                f"The data has shape {self.array.shape} and dtype {self.array.dtype}; "
+                f"it cannot be replaced by shape {array.shape} and dtype {array.dtype}."
+            )
+        if array is not self.array:
+            self.array, self._readers = array, Readers()  # no graph has read this one
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for this tensor, or through it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and self.array.dtype.kind != "f":
+            raise TypeError(f"Only floats may require gradients; this tensor holds {self.array.dtype}.")
+        if self._node is not None:
+            raise ValueError("Setting requires_grad belongs to leaves; this tensor is a result: detach() it first.")
+        self._requires_grad = bool(value)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def size(self) -> int:
+        return self.array.size
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self._requires_grad else ""
+        return f"Tensor({to_numpy(self.array)}, dtype={self.dtype}{grad})"
+
+    def item(self) -> float:
+        """The one number of a tensor of size 1."""
+        if self.size != 1:
+            raise ValueError(f"item() needs exactly one number; this tensor has shape {self.shape}.")
+        return self.array.item()
+
+    def numpy(self) -> np.ndarray:
+        """A NumPy copy, which later steps never change."""
+        return to_numpy(self.array).copy()
 
 
 def check_loss(tensor: Any) -> None:
@@ -62,13 +138,15 @@ def check_loss(tensor: Any) -> None:
         )
 
 
-def check_steps(steps: Any) -> None:
-    """Raise `ValueError` for those of a node that was walked before."""
+def steps_of(node: Any) -> Any:
+    """What a node still has to pass on; nothing of a leaf. Raises `ValueError` where it was walked before."""
+    steps = getattr(node, "steps", ())
     if steps is None:
         raise ValueError(
             "This graph was already walked by backward() and its arrays were let go: compute the loss "
             "again, or call backward(retain_graph=True) the first time."
         )
+    return steps
 
 
 def check_broadcast(wide: tuple[int, ...], narrow: tuple[int, ...]) -> None:
@@ -107,6 +185,9 @@ class Readers(list):
     """Weak references to the nodes whose rules may have kept an array."""
 
     __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return Readers, ()  # a copy of a tensor has its own
 
     def add(self, reader: weakref.ref[Any]) -> None:
         count = len(self)
@@ -213,3 +294,312 @@ def _check_range(ids: np.ndarray, count: int, name: str) -> None:
     if ids.size and (ids.min() < 0 or ids.max() >= count):
         wrong = ids[(ids < 0) | (ids >= count)][0]
         raise ValueError(f"The {name} {wrong} is outside the vocabulary of {count}: use 0 to {count - 1}.")
+
+
+# ---- modules -----------------------------------------------------------------------------------------
+
+
+def check_weights(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless names and shapes of the weights are exactly those of a module's parameters."""
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise ValueError(
+            "The weights do not belong to this model: "
+            + "; ".join(
+                f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+                for what, names in (("it lacks", missing), ("it does not know", extra))
+                if names
+            )
+            + "."
+        )
+    for name, parameter in own.items():
+        given = to_numpy(state[name])
+        if given.shape != parameter.shape:
+            raise ValueError(f"{name} has shape {parameter.shape}; the weights given have {given.shape}.")
+        if given.dtype.kind != "f":
+            raise ValueError(f"{name} holds floats; the weights given are of kind {given.dtype.kind!r}.")
+
+
+# ---- a model's sizes and what it reads ---------------------------------------------------------------
+
+
+def check_int(name: str, value: Any, low: int) -> int:
+    """The number as Python's. Raises `TypeError` or `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number, not {value!r}.")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, not {value}.")
+    return int(value)
+
+
+def check_heads(d_model: int, n_heads: int, tied_head: Any) -> None:
+    if not isinstance(tied_head, bool):
+        raise TypeError(f"tied_head must be True or False, not {tied_head!r}.")
+    if d_model % n_heads:
+        raise ValueError(
+            f"d_model must be divisible by n_heads, so that every head gets as many dimensions; "
+            f"{d_model} is not divisible by {n_heads}."
+        )
+
+
+def check_sequence(ids: Any, start: int, limit: int) -> np.ndarray:
+    """The ids (B, T) on the CPU. Raises `ValueError` where they do not fit into the context from `start` on."""
+    ids = to_numpy(getattr(ids, "array", ids))
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
+    end = start + ids.shape[1]
+    if end > limit:
+        raise ValueError(f"The sequence has {end} positions; the context holds at most {limit}: shorten it.")
+    return ids
+
+
+def check_frozen(*tensors: Any) -> None:
+    """Raise `ValueError` for keys and values that want gradients, which a cache would not pass on."""
+    if any(tensor.requires_grad for tensor in tensors):
+        raise ValueError("Reading on from a cache computes no gradients: do it within no_grad().")
+
+
+def check_prompt(ids: Any) -> np.ndarray:
+    """A prompt (n,), or a batch of them (B, n), as a copy."""
+    prompt = to_numpy(getattr(ids, "array", ids))
+    if prompt.ndim not in (1, 2):
+        raise ValueError(f"Generating reads ids of shape (n,), or a batch of them (B, n), not {prompt.shape}.")
+    if prompt.size == 0:
+        raise ValueError("Generating needs a prompt of at least one token.")
+    if prompt.dtype.kind not in "iu":
+        raise TypeError(f"The prompt's ids must be integers, not {prompt.dtype}.")
+    return prompt.astype(np.int64)
+
+
+def check_sampling(new_tokens: int, temperature: float, top_k: int | None) -> None:
+    if new_tokens < 0:
+        raise ValueError(f"new_tokens must be at least 0, not {new_tokens}.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a finite number, at least 0 (greedy), not {temperature}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}.")
+
+
+def check_stop(stop: Any) -> list[Any]:
+    """Ids that end a text, as a list."""
+    stops = [stop] if isinstance(stop, (int, np.integer)) else list(stop)
+    if not all(isinstance(token, (int, np.integer)) for token in stops):
+        raise TypeError(f"stop takes ids, not {stop!r}; generate_text takes a text.")
+    return stops
+
+
+def check_largest(logit: float) -> None:
+    if not np.isfinite(logit):  # -inf alone says "never this token"
+        raise ValueError(
+            f"No token can be chosen, since the model's largest logit is {logit}: its weights or its adapter are not "
+            "finite, as after training that diverged."
+        )
+
+
+# ---- optimizers --------------------------------------------------------------------------------------
+
+
+def python_number(setting: Any) -> Any:
+    """NumPy's numbers as Python's, which neither widen float32 nor fail to be saved."""
+    if isinstance(setting, np.generic):
+        return setting.item()
+    return tuple(python_number(part) for part in setting) if isinstance(setting, (tuple, list)) else setting
+
+
+def plain_settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group, as they can be saved."""
+    return {name: python_number(value) for name, value in group.items() if name != "params"}
+
+
+def check_groups(kind: str, params: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
+    """Groups with every setting, of parameters or of groups. Raises `TypeError` or `ValueError`."""
+    if isinstance(params, Holder):
+        raise TypeError(f"{kind} takes a list of parameters, not one alone: write [parameter].")
+    entries = list(params)
+    raw = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+    groups = []
+    for group in raw:
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError(
+                f"{kind} takes parameters, or dictionaries that each hold their own under "
+                f'"params"; among the dictionaries is {group!r:.80}.'
+            )
+        unknown = group.keys() - defaults.keys() - {"params"}
+        if unknown:
+            raise ValueError(
+                f"{kind} does not know {', '.join(sorted(unknown))}; a group has params and {', '.join(defaults)}."
+            )
+        groups.append({**plain_settings({**defaults, **group}), "params": list(group["params"])})
+    return groups
+
+
+def check_trainable(kind: str, params: Sequence[Any]) -> None:
+    """Raise `TypeError` or `ValueError` for what an optimizer cannot change, or would change twice."""
+    if not params:
+        raise ValueError(f"{kind} was given no parameters, so it would train nothing.")
+    for number, p in enumerate(params):
+        if not isinstance(p, Holder):
+            raise TypeError(f"{kind} takes parameters, not {type(p).__name__} (number {number}).")
+        if not p.requires_grad:
+            raise ValueError(
+                f"{kind} was given a frozen parameter (number {number}, shape {p.shape}), which it "
+                "would never change: pass only the trainable ones, such as the list that add_lora returns."
+            )
+    if len({id(p) for p in params}) != len(params):
+        raise ValueError(f"{kind} was given the same parameter twice.")
+
+
+def check_settings(group: Mapping[str, Any]) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        if name in group and not 0 <= group[name] < math.inf:
+            raise ValueError(f"{name} must be a finite number, at least 0, not {group[name]}.")
+    if not all(0 <= beta < 1 for beta in group.get("betas", ())):
+        raise ValueError(f"betas must be at least 0 and less than 1, not {group['betas']}.")
+
+
+def check_any_gradient(params: Iterable[Any]) -> None:
+    if all(p.grad is None for p in params):
+        raise ValueError(
+            "No parameter of this optimizer has a gradient: call backward() first; if you did, the optimizer "
+            "was made for other parameters, before add_lora or for another model."
+        )
+
+
+def check_optimizer_state(state: Mapping[str, Any], optimizer: Any) -> tuple[list[int], list[dict[str, Any]]]:
+    """Steps of each parameter and settings of each group of a saved state. Raises `ValueError` where it is of another
+    optimizer."""
+    kind, params = type(optimizer).__name__, optimizer.params
+    if state["kind"] != kind:
+        raise ValueError(f"The state is of {state['kind']}; this optimizer is {kind}.")
+    if [g["count"] for g in state["groups"]] != [len(g["params"]) for g in optimizer.groups]:
+        raise ValueError("The state belongs to other parameter groups than this optimizer's.")
+    for slot in optimizer.slots:
+        if [a.shape for a in state["arrays"].get(slot, ())] != [p.shape for p in params]:
+            raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
+    steps = state["steps"]
+    steps = [int(n) for n in ([steps] * len(params) if isinstance(steps, (int, np.integer)) else steps)]
+    if len(steps) != len(params) or min(steps) < 0:
+        raise ValueError(f"The state has {len(steps)} step counts; this optimizer has {len(params)} parameters.")
+    settings = [
+        {k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"} for saved in state["groups"]
+    ]
+    for own, saved in zip(optimizer.groups, settings, strict=True):
+        if own.keys() - {"params"} != saved.keys():
+            raise ValueError(f"The state's groups have {', '.join(saved)}; this optimizer's have other settings.")
+        check_settings(saved)
+    return steps, settings
+
+
+def check_schedule(steps: int, warmup: float, final: float) -> None:
+    if steps < 1 or not 0 <= warmup < 1 or not 0 <= final <= 1:
+        raise ValueError(
+            f"A schedule needs steps >= 1, 0 <= warmup < 1 and 0 <= final <= 1, not {steps}, {warmup} and {final}."
+        )
+
+
+def check_clipping(params: Iterable[Any], max_norm: float) -> list[Any]:
+    """The gradients there are. Raises `ValueError` where there is none, or for a norm not above 0."""
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be above 0, not {max_norm}.")
+    gradients = [p.grad for p in params if p.grad is not None]
+    if not gradients:
+        raise ValueError("There is no gradient to clip: call backward() first, and clip what it reaches.")
+    return gradients
+
+
+# ---- LoRA --------------------------------------------------------------------------------------------
+
+
+def check_positive(name: str, value: Any) -> None:
+    """None is allowed. Raises `TypeError` or `ValueError`."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}.")
+    if not 0 < value <= sys.float_info.max:  # an int may be larger than any float
+        raise ValueError(f"{name} must be finite and above 0, not {value}.")
+
+
+def check_share(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {value!r}.")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, not {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+
+
+def check_spread(init: str, init_std: Any) -> None:
+    if init != "gaussian" and init_std is not None:
+        raise ValueError(f"init_std belongs to init='gaussian'; {init!r} has a spread of its own.")
+
+
+def check_target_names(targets: Any) -> tuple[str, ...]:
+    """The targets as a tuple. Raises `TypeError` or `ValueError`."""
+    if isinstance(targets, str):
+        raise TypeError(f"target_modules is a tuple of names; write ({targets!r},).")
+    names = tuple(targets)
+    if not names or not all(isinstance(t, str) and t for t in names):
+        raise ValueError(f"target_modules must name at least one module, each by a string, not {names!r}.")
+    return names
+
+
+def check_rank(r: int, name: str, shape: tuple[int, int]) -> None:
+    if r > min(shape):
+        raise ValueError(f"The rank r must be at most min(out, in) = {min(shape)} for {name}, not {r}.")
+
+
+def check_finite(merged: Mapping[str, Any]) -> None:
+    for name, weight in merged.items():
+        if not xp.isfinite(weight).all().item():
+            raise ValueError(f"Nothing was merged: ΔW of {name} is not finite, so its training diverged.")
+
+
+def check_own(name: str, owners: Sequence[str]) -> None:
+    if len(owners) > 1:
+        raise ValueError(f"ΔW of {name} cannot go into its weight, which {' and '.join(owners)} share.")
+
+
+def match_targets(linears: Sequence[str], targets: tuple[str, ...]) -> list[str]:
+    """Those of the names that the targets mean. Raises `ValueError` for a target that means none, listing what there is
+    and the nearest name."""
+    for target in targets:
+        if not any(target_matches(name, target) for name in linears):
+            ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
+            near = difflib.get_close_matches(target, [*ends, *linears], n=1, cutoff=0.5)
+            raise ValueError(
+                f"The target {target!r} matches no Linear of this model"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+                + f" There are: {', '.join(ends) or 'none'} (whole names such as {linears[0]!r} work too)."
+                if linears
+                else f"The target {target!r} matches nothing: this model holds no Linear."
+            )
+    return [name for name in linears if any(target_matches(name, target) for target in targets)]
+
+
+def target_matches(name: str, target: str) -> bool:
+    """Whether a target means the module of that dotted name: all of it, or its end from a dot on."""
+    return name == target or name.endswith("." + target)
+
+
+# ---- training ----------------------------------------------------------------------------------------
+
+
+def check_run(start: int, steps: int, log_every: int) -> None:
+    if steps < 1 or not 0 <= start <= steps:
+        raise ValueError(f"Training runs from step {start} to {steps}: it needs at least one step, and 0 <= start.")
+    if log_every < 1:
+        raise ValueError(f"log_every must be at least 1, not {log_every}.")
+
+
+def check_batches(batches: Sequence[Any]) -> None:
+    if not batches:
+        raise ValueError("Evaluation needs at least one batch.")
+
+
+def check_counted(count: int, ignored: int) -> None:
+    if count == 0:
+        raise ValueError(f"The evaluation has no target to average over: all are ignored ({ignored}).")

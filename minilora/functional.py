@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from .autograd import Array, Tensor, as_tensor, operation, record
 from .backend import asarray, xp
-from .checks import check_attention, check_ids, check_layer_norm, check_linear, check_probability, check_targets
 
 # ---- elementwise -------------------------------------------------------------------------------------
 
@@ -23,8 +23,7 @@ def relu(x: Tensor) -> Tensor:
     """max(x, 0); the derivative at 0 is taken as 0."""
     x = as_tensor(x)
     positive = x.array > 0
-    # not g * positive, which is NaN where g is infinite
-    return record(xp.maximum(x.array, 0), (x, lambda g: xp.where(positive, g, 0)))
+    return record(xp.maximum(x.array, 0), (x, lambda g: xp.where(positive, g, 0)))  # ∞ · 0 would be NaN
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -65,12 +64,9 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
-    """Zero each entry with probability p and scale the others by 1/(1 - p); drawn on the CPU. p = 0 changes nothing.
-
-    Raises `ValueError` unless 0 <= p < 1.
-    """
+    """Zero each entry with probability p, 0 <= p < 1, and scale the others by 1/(1 - p); drawn on the CPU."""
     x = as_tensor(x)
-    check_probability(p)
+    checks.check_probability(p)
     if p == 0:
         return x
     keep = asarray((rng.random(x.shape, dtype=np.float32) >= p) / (1 - p), dtype=x.dtype)
@@ -100,12 +96,11 @@ def log_softmax(x: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
     """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`, in nats; or their "sum".
 
-    logits (..., V), targets (...) integers. Means of parts with different counts do not average to the mean of the
-    whole; sums add up to it. Raises `TypeError` for targets that are not integers, `ValueError` where the shapes
-    differ, a target is outside 0 ... V-1, none is left to average over, or for another reduction.
+    logits (..., V), targets (...) integers, 0 to V-1. Means of parts with different counts do not average to the mean
+    of the whole; sums add up to it. Raises `ValueError` where no target is left to average over.
     """
     logits = as_tensor(logits)
-    targets, counted = check_targets(targets, logits.shape, ignore_index, reduction)
+    targets, counted = checks.check_targets(targets, logits.shape, ignore_index, reduction)
     places = np.flatnonzero(counted)
     log_p = log_softmax(logits).reshape(-1, logits.shape[-1])  # (..., V) -> (N, V)
     total = -log_p[places, targets[places]].sum()
@@ -119,10 +114,10 @@ def cross_entropy(logits: Tensor, targets: Any, ignore_index: int = -100, reduct
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x Wᵀ + b: x (..., in), weight (out, in), bias (out,) -> (..., out).
 
-    dx = g W, dW = gᵀ x, db = Σ g. Raises `ValueError` where the shapes do not fit.
+    dx = g W, dW = gᵀ x, db = Σ g.
     """
     x = as_tensor(x)
-    check_linear(x, weight)
+    checks.check_linear(x, weight)
     y = x @ weight.transpose()  # (..., in) @ (in, out) -> (..., out)
     return y if bias is None else y + bias
 
@@ -134,7 +129,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     dx = (h - mean(h) - x̂ mean(h x̂))/√(var + ε) with h = g w. Raises `ValueError` where the shapes do not fit.
     """
     x = as_tensor(x)
-    check_layer_norm(x, weight, bias)
+    checks.check_layer_norm(x, weight, bias)
     a, w = x.array, weight.array
     centred = a - a.mean(axis=-1, keepdims=True)
     r_std = 1 / xp.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
@@ -149,11 +144,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
 
 @operation
 def embedding(weight: Tensor, ids: Any) -> Tensor:
-    """Rows of weight (V, D) at integer ids (...) -> (..., D); a row named twice gets both gradients.
-
-    Raises `TypeError` for ids that are not integers, `ValueError` for one outside 0 ... V-1.
-    """
-    return weight[check_ids(ids, len(weight))]
+    """Rows of weight (V, D) at integer ids (...), 0 to V-1 -> (..., D); a row named twice gets both gradients."""
+    return weight[checks.check_ids(ids, len(weight))]
 
 
 def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
@@ -171,7 +163,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q (B, H, T, D/H), k and v (B, H, S, D/H), S >= T -> (B, H, T, D/H). Raises `ValueError` where the shapes do not fit.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
-    check_attention(q, k, v)
+    checks.check_attention(q, k, v)
     (T, d), S = q.shape[2:], k.shape[2]
     future = asarray(np.triu(np.full((T, S), -np.inf), 1 + S - T), dtype=q.dtype)  # exp(-inf) = 0: it is not seen
     scores = q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(d))  # (B, H, T, D/H) @ (B, H, D/H, S) -> (B, H, T, S)

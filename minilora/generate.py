@@ -1,7 +1,4 @@
-"""Sampling from a model: greedy, by temperature, among the top k.
-
-Letters: B prompts of a batch · n tokens so far · V vocabulary.
-"""
+"""Sampling from a model: greedy, by temperature, among the top k. B prompts · n tokens so far · V vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import Tensor, no_grad
+from . import checks
+from .autograd import no_grad
 from .backend import to_numpy
 from .data import TextCodec
 from .gpt import GPT, Cache
@@ -37,10 +35,7 @@ def generate(
     last `context_length` tokens anew for each. The model is read in evaluation mode. Raises `ValueError` for settings
     out of range, an empty prompt, or logits that are not finite.
     """
-    prompt = _integers(ids)
-    stops = [stop] if isinstance(stop, (int, np.integer)) else list(stop)
-    if not all(isinstance(token, (int, np.integer)) for token in stops):
-        raise TypeError(f"stop takes ids, not {stop!r}; generate_text takes a text.")
+    prompt, stops = checks.check_prompt(ids), checks.check_stop(stop)
     rows = np.atleast_2d(prompt)
     seeds = [seed] if prompt.ndim == 1 else [[seed, row] for row in range(len(rows))]
     longer = _continue(model, rows, new_tokens, temperature, top_k, seeds, lambda rows: np.isin(rows[:, -1], stops))
@@ -65,7 +60,7 @@ def generate_text(
     """
     if stop == "":
         raise ValueError("stop must be a text of at least one character, or None.")
-    prompt_ids = _integers(vocabulary.encode(prompt))
+    prompt_ids = checks.check_prompt(vocabulary.encode(prompt))
     n, end_id = len(prompt_ids), getattr(vocabulary, "end", None)
 
     def ended(rows: np.ndarray) -> np.ndarray:
@@ -88,12 +83,7 @@ def _continue(
     ended: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """(B, n) -> (B, n + up to new_tokens); `ended(rows)` (B,) says which rows are complete."""
-    if new_tokens < 0:
-        raise ValueError(f"new_tokens must be at least 0, not {new_tokens}.")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be a finite number, at least 0 (greedy), not {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}.")
+    checks.check_sampling(new_tokens, temperature, top_k)
     generators = [np.random.default_rng(seed) for seed in seeds]
     done = np.zeros(len(rows), dtype=bool)
     cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
@@ -116,11 +106,7 @@ def _continue(
 
 def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int | None) -> int:
     top = logits.max()
-    if not np.isfinite(top):  # -inf alone says "never this token"
-        raise ValueError(
-            f"No token can be chosen, since the model's largest logit is {top}: its weights or its adapter are not "
-            "finite, as after training that diverged."
-        )
+    checks.check_largest(top)
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < logits.size:
@@ -128,15 +114,3 @@ def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, to
     with np.errstate(over="ignore"):  # of a tiny temperature: what is less likely at all becomes impossible
         weights = np.exp((logits - top) / temperature)
     return int(rng.choice(logits.size, p=weights / weights.sum()))
-
-
-def _integers(ids: Any) -> np.ndarray:
-    """A prompt (n,), or a batch of them (B, n), as a copy."""
-    prompt = to_numpy(ids.array if isinstance(ids, Tensor) else ids)
-    if prompt.ndim not in (1, 2):
-        raise ValueError(f"Generating reads ids of shape (n,), or a batch of them (B, n), not {prompt.shape}.")
-    if prompt.size == 0:
-        raise ValueError("Generating needs a prompt of at least one token.")
-    if prompt.dtype.kind not in "iu":
-        raise TypeError(f"The prompt's ids must be integers, not {prompt.dtype}.")
-    return prompt.astype(np.int64)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from . import functional as F
 from .autograd import Tensor
-from .backend import to_numpy
-from .nn import Embedding, LayerNorm, Linear, Module
+from .nn import Embedding, LayerNorm, Linear, Module, Rng
 
 
 @dataclass(frozen=True)
@@ -30,53 +30,15 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{name} must be a whole number, not {value!r}.")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}.")
-            object.__setattr__(self, name, int(value))  # a NumPy integer could not be saved
-        if not isinstance(self.tied_head, bool):
-            raise TypeError(f"tied_head must be True or False, not {self.tied_head!r}.")
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model must be divisible by n_heads, so that every head gets as many dimensions; "
-                f"{self.d_model} is not divisible by {self.n_heads}."
-            )
-
-
-class Past:
-    """The keys and values of one attention for the positions read so far, (B, H, S, D/H) each."""
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
-
-        Raises `ValueError` where they want gradients, which nothing here would pass on.
-        """
-        if k.requires_grad or v.requires_grad:
-            raise ValueError("Reading on from a cache computes no gradients: do it within no_grad().")
-        if self.keys is not None and self.values is not None:
-            k, v = F.concatenate([self.keys, k], axis=2), F.concatenate([self.values, v], axis=2)
-        self.keys, self.values = k, v
-        return k, v
-
-
-class Cache:
-    """What a model remembers of the `length` positions it has read, so that reading on costs only the new ones."""
-
-    def __init__(self, model: GPT) -> None:
-        self.length = 0
-        self.blocks = [Past() for _ in model.blocks]
+            value = checks.check_int(name, getattr(self, name), low=1)
+            object.__setattr__(self, name, value)  # a NumPy integer could not be saved
+        checks.check_heads(self.d_model, self.n_heads, self.tied_head)
 
 
 class Attention(Module):
     """Causal self-attention with separate query, key, value and output projections, (D, D) each."""
 
-    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, rng: Rng, dtype: Any) -> None:
         D = config.d_model
         self.n_heads = config.n_heads
         self.q_proj = Linear(D, D, rng=rng, dtype=dtype)
@@ -100,7 +62,7 @@ class Attention(Module):
 class MLP(Module):
     """D -> 4D -> D with GELU between."""
 
-    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, rng: Rng, dtype: Any) -> None:
         D = config.d_model
         self.fc_in = Linear(D, 4 * D, rng=rng, dtype=dtype)
         self.fc_out = Linear(4 * D, D, rng=rng, dtype=dtype)
@@ -112,7 +74,7 @@ class MLP(Module):
 class Block(Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: GPTConfig, rng: np.random.Generator | None, dtype: Any) -> None:
+    def __init__(self, config: GPTConfig, rng: Rng, dtype: Any) -> None:
         self.ln_1 = LayerNorm(config.d_model, dtype=dtype)
         self.attn = Attention(config, rng, dtype)
         self.ln_2 = LayerNorm(config.d_model, dtype=dtype)
@@ -157,12 +119,8 @@ class GPT(Module):
 
     def embed(self, ids: Any, start: int = 0) -> Tensor:
         """Token and position together, from position `start` on: ids (B, T) -> (B, T, D)."""
-        ids = to_numpy(ids.array if isinstance(ids, Tensor) else ids)
-        if ids.ndim != 2 or ids.size == 0:
-            raise ValueError(f"The model reads ids of shape (B, T), both at least 1; these have shape {ids.shape}.")
-        end, limit = start + ids.shape[1], self.config.context_length
-        if end > limit:
-            raise ValueError(f"The sequence has {end} positions; the context holds at most {limit}: shorten it.")
+        ids = checks.check_sequence(ids, start, self.config.context_length)
+        end = start + ids.shape[1]
         # (B, T, D) + (T, D) -> (B, T, D)
         return self.token_embedding(ids) + self.position_embedding.weight[start:end]
 
@@ -171,3 +129,33 @@ class GPT(Module):
         for number, block in enumerate(self.blocks):
             x = block(x) if pasts is None else block(x, pasts[number])
         return self.lm_head(self.ln_f(x))  # (B, T, D) -> (B, T, V)
+
+
+# ---- reading on from a cache -----------------------------------------------------------------------------
+
+
+class Past:
+    """The keys and values of one attention for the positions read so far, (B, H, S, D/H) each."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
+
+        Raises `ValueError` where they want gradients, which nothing here would pass on.
+        """
+        checks.check_frozen(k, v)
+        if self.keys is not None and self.values is not None:
+            k, v = F.concatenate([self.keys, k], axis=2), F.concatenate([self.values, v], axis=2)
+        self.keys, self.values = k, v
+        return k, v
+
+
+class Cache:
+    """What a model remembers of the `length` positions it has read, so that reading on costs only the new ones."""
+
+    def __init__(self, model: GPT) -> None:
+        self.length = 0
+        self.blocks = [Past() for _ in model.blocks]

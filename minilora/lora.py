@@ -2,18 +2,13 @@
 
     h = W₀ x + s · B A x        (§4.1, eq. 3)        s = α/r
 
-A (r, in) starts Gaussian and B (out, r) zero, so the adapted model starts as the base exactly. LoRA wraps
-a `Linear` from outside; the model knows nothing of it. Merging keeps a separate merged weight beside W₀, so
-that unmerging is exact.
-
-Letters: M all leading axes of x together · r rank.
+A (r, in) starts Gaussian and B (out, r) zero, so the adapted model starts as the base exactly. LoRA wraps a `Linear`
+from outside; the model knows nothing of it. The merged weight stands beside W₀, so that unmerging is exact.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from . import functional as F
 from .autograd import Array, Tensor, needs_grad, operation, record
 from .backend import asarray, multiplies, xp
-from .nn import Dropout, Linear, Module, Parameter, gaussian, held
+from .nn import Dropout, Linear, Module, Parameter, Rng, gaussian
+from .tree import replace
 
 INITS = ("gaussian", "kaiming")
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
@@ -53,34 +50,14 @@ class LoRAConfig:
             value = getattr(self, name)
             if isinstance(value, np.number):  # which could not be saved
                 object.__setattr__(self, name, value.item())
-        if isinstance(self.r, bool) or not isinstance(self.r, int):
-            raise TypeError(f"The rank r must be a whole number, not {self.r!r}.")
-        if self.r < 1:
-            raise ValueError(f"The rank r must be at least 1, not {self.r}.")
+        checks.check_int("The rank r", self.r, low=1)
         for name in ("alpha", "init_std"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} must be a number, not {value!r}.")
-            if not 0 < value <= sys.float_info.max:  # an int may be larger than any float
-                raise ValueError(f"{name} must be finite and above 0, not {value}.")
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)):
-            raise TypeError(f"dropout must be a number, not {self.dropout!r}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
-        if self.init not in INITS:
-            raise ValueError(f"init must be one of {', '.join(INITS)}, not {self.init!r}.")
-        if self.init != "gaussian" and self.init_std is not None:
-            raise ValueError(f"init_std belongs to init='gaussian'; {self.init!r} has a spread of its own.")
-        if self.scaling not in SCALINGS:
-            raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}.")
-        if isinstance(self.target_modules, str):
-            raise TypeError(f"target_modules is a tuple of names; write ({self.target_modules!r},).")
-        targets = tuple(self.target_modules)
-        if not targets or not all(isinstance(t, str) and t for t in targets):
-            raise ValueError(f"target_modules must name at least one module, each by a string, not {targets!r}.")
-        object.__setattr__(self, "target_modules", targets)
+            checks.check_positive(name, getattr(self, name))
+        checks.check_share("dropout", self.dropout)
+        checks.check_choice("init", self.init, INITS)
+        checks.check_choice("scaling", self.scaling, SCALINGS)
+        checks.check_spread(self.init, self.init_std)
+        object.__setattr__(self, "target_modules", checks.check_target_names(self.target_modules))
 
     @property
     def scale(self) -> float:
@@ -120,7 +97,7 @@ class LoRALinear(Module):
     Were both zero, neither would ever move.
     """
 
-    def __init__(self, base: Linear, adapter: Adapter, rng: np.random.Generator | None) -> None:
+    def __init__(self, base: Linear, adapter: Adapter, rng: Rng) -> None:
         out_features, in_features = base.weight.shape
         config = adapter.config
         self.weight, self.bias = base.weight, base.bias
@@ -154,7 +131,7 @@ def _refuse_backward(g: Array) -> Array:
     raise ValueError("A merged model cannot be trained: call unmerge_lora(model) first.")
 
 
-def _initial_A(config: LoRAConfig, in_features: int, rng: np.random.Generator | None, dtype: Any) -> Array:
+def _initial_A(config: LoRAConfig, in_features: int, rng: Rng, dtype: Any) -> Array:
     default = 1 / math.sqrt(in_features)
     if config.init == "gaussian" or rng is None:
         std = default if config.init_std is None else config.init_std
@@ -168,26 +145,20 @@ def _initial_A(config: LoRAConfig, in_features: int, rng: np.random.Generator | 
 def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Parameter]:
     """Freeze the base, wrap the targets in place, and return the trainable parameters: A and B of each.
 
-    `seed` starts the generators of A and of the dropout; None leaves A zero, for an adapter about to be
-    loaded. Raises `ValueError`, and changes nothing, where the model has LoRA already, a target matches no
-    `Linear`, or r is larger than a target's smaller side.
+    `seed` starts the generators of A and of the dropout; None leaves A zero, to be loaded. Raises `ValueError`, and
+    changes nothing, where the model has LoRA already, a target matches no `Linear`, or r exceeds one's smaller side.
     """
     if lora_layers(model):
         raise ValueError("This model has LoRA already: call remove_lora(model) or merge_and_unload(model) first.")
-    names = matching_linears(model, config.target_modules)
-    modules = dict(model.named_modules())
-    for name in names:
-        side = min(modules[name].weight.shape)  # type: ignore[attr-defined]
-        if config.r > side:
-            raise ValueError(f"The rank r must be at most min(out, in) = {side} for {name}, not {config.r}.")
+    sizes = linear_sizes(model)
+    for name in checks.match_targets(list(sizes), config.target_modules):
+        checks.check_rank(config.r, name, sizes[name])
     return wrap(model, config, seed)
 
 
 def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]:
-    """`add_lora` on a plain model for an r of any size, as adapters of other programs have it.
-
-    More than a matrix's smaller side only spends memory, so that `add_lora` takes it for a mistake.
-    """
+    """`add_lora` on a plain model for an r of any size, as adapters of other programs have it; more than a matrix's
+    smaller side only spends memory, so that `add_lora` takes it for a mistake."""
     names = matching_linears(model, config.target_modules)
     modules = dict(model.named_modules())
     init_rng, dropout_rng = np.random.default_rng(seed).spawn(2)
@@ -201,7 +172,7 @@ def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]
         assert isinstance(base, Linear)
         layer = LoRALinear(base, adapter, None if seed is None else init_rng)
         layer.train(base._training)
-        _replace(model, base, layer)
+        replace(model.named_modules(), base, layer)
         trainable += [layer.lora_A, layer.lora_B]
     return trainable
 
@@ -212,10 +183,7 @@ def lora_layers(model: Module) -> dict[str, LoRALinear]:
 
 
 def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
-    """What the wrapped layers of one model share: settings, generator, whether merged or disabled.
-
-    Raises `ValueError` for layers of several models, each adapted by itself.
-    """
+    """What the wrapped layers of one model share. Raises `ValueError` for layers of several models."""
     adapters = {id(layer.adapter): layer.adapter for layer in layers.values()}
     if len(adapters) > 1:
         raise ValueError(
@@ -227,16 +195,13 @@ def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
 def merge_lora(model: Module) -> None:
     """Compute W₀ + ΔW beside every W₀ and answer with it: one product a layer, as quick as the base (§4.1).
 
-    All layers or none. Raises `ValueError` where the model has no LoRA, is merged already, or a ΔW is not
-    finite; then nothing has changed.
+    All layers or none. Raises `ValueError` where there is no LoRA, it is merged already, or a ΔW is not finite.
     """
     layers = _require_lora(model)
     if shared_adapter(layers).merged:
         raise ValueError("This model is merged already.")
     merged = {name: layer.weight.array + layer.delta_weight() for name, layer in layers.items()}
-    for name, weight in merged.items():
-        if not xp.isfinite(weight).all().item():
-            raise ValueError(f"Nothing was merged: ΔW of {name} is not finite, so its training diverged.")
+    checks.check_finite(merged)
     for name, layer in layers.items():
         layer.merged_weight = Tensor(merged[name])
     shared_adapter(layers).merged = True
@@ -256,7 +221,7 @@ def remove_lora(model: Module) -> None:
     """A plain model again, the base as it was, merged or not. Raises `ValueError` where there is no LoRA."""
     layers = _require_lora(model)
     for layer in layers.values():
-        _replace(model, layer, _plain(layer))
+        replace(model.named_modules(), layer, _plain(layer))
     for parameter in shared_adapter(layers).thawed:
         parameter.requires_grad = True
 
@@ -264,14 +229,12 @@ def remove_lora(model: Module) -> None:
 def merge_and_unload(model: Module) -> None:
     """A plain model again, with ΔW in its weights.
 
-    Raises `ValueError` where there is no LoRA, a ΔW is not finite, or an adapted weight is shared with
-    another module, such as a tied head with the embedding; then nothing has changed.
+    Raises `ValueError`, and changes nothing, where there is no LoRA, a ΔW is not finite, or an adapted weight is shared
+    with another module, such as a tied head with the embedding.
     """
     layers = _require_lora(model)
     for name, layer in layers.items():
-        owners = [n for n, m in model.named_modules() if getattr(m, "weight", None) is layer.weight]
-        if len(owners) > 1:
-            raise ValueError(f"ΔW of {name} cannot go into its weight, which {' and '.join(owners)} share.")
+        checks.check_own(name, [n for n, m in model.named_modules() if getattr(m, "weight", None) is layer.weight])
     if not shared_adapter(layers).merged:
         merge_lora(model)
     thawed = {id(p) for p in shared_adapter(layers).thawed}
@@ -304,11 +267,8 @@ def lora_state_dict(model: Module) -> dict[str, np.ndarray]:
 
 def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
     """The names of the `Linear` modules that the targets mean, in the model's order.
-
-    A target is a whole dotted name or the end of one from a dot on; "proj" does not match "q_proj".
-    Raises `ValueError` for a target that matches none, listing what there is and the nearest name.
-    """
-    return match_targets(list(linear_sizes(model)), targets)
+    A target is a whole dotted name, or the end of one from a dot on. Raises `ValueError` for one that matches none."""
+    return checks.match_targets(list(linear_sizes(model)), targets)
 
 
 def linear_sizes(model: Module) -> dict[str, tuple[int, int]]:
@@ -318,27 +278,6 @@ def linear_sizes(model: Module) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules()
         if type(module) in (Linear, LoRALinear) and name
     }
-
-
-def match_targets(linears: list[str], targets: tuple[str, ...]) -> list[str]:
-    """Those of the names that the targets mean; refuses as `matching_linears` does."""
-    for target in targets:
-        if not any(target_matches(name, target) for name in linears):
-            ends = sorted({name.rsplit(".", 1)[-1] for name in linears})
-            near = difflib.get_close_matches(target, ends + linears, n=1, cutoff=0.5)
-            raise ValueError(
-                f"The target {target!r} matches no Linear of this model"
-                + (f"; did you mean {near[0]!r}?" if near else ".")
-                + f" There are: {', '.join(ends) or 'none'} (whole names such as {linears[0]!r} work too)."
-                if linears
-                else f"The target {target!r} matches nothing: this model holds no Linear."
-            )
-    return [name for name in linears if any(target_matches(name, target) for target in targets)]
-
-
-def target_matches(name: str, target: str) -> bool:
-    """Whether a target means the module of that dotted name."""
-    return name == target or name.endswith("." + target)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------
@@ -356,22 +295,3 @@ def _plain(layer: LoRALinear) -> Linear:
     linear = Linear.__new__(Linear)
     linear.weight, linear.bias, linear._training = layer.weight, layer.bias, layer._training
     return linear
-
-
-def _replace(model: Module, old: Module, new: Module) -> None:
-    """Put `new` wherever the model holds `old`, which may be in several places."""
-    for _, module in list(model.named_modules()):
-        for name, value in vars(module).items():
-            vars(module)[name] = _with(value, old, new)
-
-
-def _with(value: Any, old: Module, new: Module) -> Any:
-    """`value` with `new` in the place of `old`; lists and dictionaries stay the same objects, tuples are made anew."""
-    if value is old:
-        return new
-    if isinstance(value, (list, dict)):
-        for key, part in list(enumerate(value) if isinstance(value, list) else value.items()):
-            value[key] = _with(part, old, new)
-    elif isinstance(value, tuple) and any(found is old for _, found in held(value)):
-        return tuple.__new__(type(value), [_with(part, old, new) for part in value])  # of the same kind, named or not
-    return value

@@ -1,23 +1,24 @@
 """Parameters, and the modules that hold them: Linear, LayerNorm, Embedding, Dropout.
 
-Weights are stored (out, in) and drawn from an explicit `numpy.random.Generator`; with `rng=None` they
-start as zeros, for a model whose weights are about to be loaded.
+Weights are stored (out, in) and drawn from an explicit generator; without one they are zero, to be loaded.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from . import checks
 from . import functional as F
-from .autograd import Tensor, as_array
-from .backend import asarray, to_numpy, xp
+from .autograd import Tensor
+from .backend import asarray, xp
+from .tree import held, join
+
+Rng = np.random.Generator | None  # of the weights; None makes zeros
 
 
 class Parameter(Tensor):
@@ -26,7 +27,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        self._take(as_array(data), requires_grad)
+        self._take(checks.check_numbers(data), requires_grad)
 
 
 class _Reading(threading.local):
@@ -49,9 +50,9 @@ def evaluating() -> Iterator[None]:
 class Module:
     """Something with parameters and a `forward`.
 
-    Attributes that are parameters or modules are found by name, also those in lists, tuples and dictionaries, however
-    deep: "blocks.0", "experts.left". What is reachable by two names counts once, by the first. Raises `TypeError`
-    where a dictionary has them under keys that are no names, or where they are kept in anything else, such as a set.
+    Attributes that are parameters or modules are found by name, also in lists, tuples and dictionaries, however deep:
+    "blocks.0", "experts.left". What is reachable by two names counts once, by the first. Raises `TypeError` where they
+    are kept in anything else, such as a set.
     """
 
     _training = True
@@ -80,17 +81,19 @@ class Module:
             if id(module) not in seen:
                 seen.add(id(module))
                 yield prefix, module
-                below = [(join(prefix, name), value) for name, value in held(vars(module)) if isinstance(value, Module)]
-                stack += reversed(below)
+                stack += [(join(prefix, name), below) for name, below in module._held(Module)][::-1]
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, parameter), in a fixed order; one that is shared comes once, by its first name."""
         seen = set()
         for prefix, module in self.named_modules():
-            for name, value in held(vars(module)):
-                if isinstance(value, Parameter) and id(value) not in seen:
+            for name, value in module._held(Parameter):
+                if id(value) not in seen:
                     seen.add(id(value))
                     yield join(prefix, name), value
+
+    def _held(self, kind: type) -> list[tuple[str, Any]]:
+        return [pair for pair in held(vars(self), (Parameter, Module)) if isinstance(pair[1], kind)]
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
@@ -123,23 +126,7 @@ class Module:
         Raises `ValueError` otherwise; then nothing has changed.
         """
         own = dict(self.named_parameters())
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or extra:
-            raise ValueError(
-                "The weights do not belong to this model: "
-                + "; ".join(
-                    f"{what} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-                    for what, names in (("it lacks", missing), ("it does not know", extra))
-                    if names
-                )
-                + "."
-            )
-        for name, parameter in own.items():
-            given = to_numpy(state[name])
-            if given.shape != parameter.shape:
-                raise ValueError(f"{name} has shape {parameter.shape}; the weights given have {given.shape}.")
-            if given.dtype.kind != "f":
-                raise ValueError(f"{name} holds floats; the weights given are of kind {given.dtype.kind!r}.")
+        checks.check_weights(state, own)
         for _, module in self.named_modules():
             module.check_loadable()
         arrays = {name: xp.array(asarray(state[name]), dtype=parameter.dtype) for name, parameter in own.items()}
@@ -148,41 +135,6 @@ class Module:
 
     def check_loadable(self) -> None:
         """Raise where weights must not be loaded now; most modules always may."""
-
-
-# What has no order, or cannot be changed in place: modules in one of these could not be named, or not be adapted.
-_OTHERS = (set, frozenset, deque, ChainMap, UserDict, UserList, MappingProxyType)
-
-
-def held(container: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Parameter | Module]]:
-    """(dotted name, parameter or module) of those in a dictionary, list or tuple, and in such containers within it."""
-    if any(container is outer for outer in above):  # it holds itself
-        return
-    for name, value in container.items() if isinstance(container, dict) else enumerate(container):
-        if isinstance(value, (Parameter, Module)):
-            found: Iterable[tuple[str, Parameter | Module]] = [("", value)]
-        elif isinstance(value, (dict, list, tuple)):
-            found = held(value, (*above, container))
-        elif isinstance(value, _OTHERS) and any(
-            isinstance(part, (Parameter, Module)) for part in (value.values() if hasattr(value, "values") else value)
-        ):
-            raise TypeError(
-                f"{name} keeps parameters or modules in a {type(value).__name__}, where they cannot be named or "
-                "exchanged: use a list, a tuple or a dictionary."
-            )
-        else:
-            continue
-        for below, part in found:
-            if isinstance(container, dict) and (not isinstance(name, str) or not name or "." in name):
-                raise TypeError(
-                    f"The key {name!r} of a dictionary with parameters or modules is no name: use a text without dots."
-                )
-            yield join(str(name), below) if below else str(name), part
-
-
-def join(prefix: str, name: str) -> str:
-    """A dotted name."""
-    return f"{prefix}.{name}" if prefix else name
 
 
 class Linear(Module):
@@ -194,7 +146,7 @@ class Linear(Module):
         out_features: int,
         bias: bool = True,
         *,
-        rng: np.random.Generator | None = None,
+        rng: Rng = None,
         std: float = 0.02,
         dtype: Any = "float32",
     ) -> None:
@@ -220,15 +172,7 @@ class LayerNorm(Module):
 class Embedding(Module):
     """A row of weight (count, D) for each id."""
 
-    def __init__(
-        self,
-        count: int,
-        d: int,
-        *,
-        rng: np.random.Generator | None = None,
-        std: float = 0.02,
-        dtype: Any = "float32",
-    ) -> None:
+    def __init__(self, count: int, d: int, *, rng: Rng = None, std: float = 0.02, dtype: Any = "float32") -> None:
         self.weight = Parameter(gaussian((count, d), std, rng, dtype))
 
     def forward(self, ids: Any) -> Tensor:
@@ -239,14 +183,13 @@ class Dropout(Module):
     """`functional.dropout` in training mode, nothing in evaluation mode."""
 
     def __init__(self, p: float, rng: np.random.Generator) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"The dropout probability must be at least 0 and less than 1, not {p}.")
+        checks.check_probability(p)
         self.p, self.rng = p, rng
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.rng) if self.training else x
 
 
-def gaussian(shape: tuple[int, ...], std: float, rng: np.random.Generator | None, dtype: Any) -> Any:
+def gaussian(shape: tuple[int, ...], std: float, rng: Rng, dtype: Any) -> Any:
     """N(0, std²) drawn on the CPU in float64, so that every dtype and backend starts alike; zeros without rng."""
     return xp.zeros(shape, dtype=dtype) if rng is None else asarray(rng.normal(0.0, std, shape), dtype=dtype)

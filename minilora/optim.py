@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
+from . import checks
 from .autograd import Array, Tensor, operation
 from .backend import asarray, multiplies, to_numpy, xp
 
@@ -25,53 +24,16 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # the arrays kept for each parameter
 
     def __init__(self, params: Parameters, **defaults: float | tuple[float, float]) -> None:
-        if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__} takes a list of parameters, not one alone: write [parameter].")
-        entries = list(params)
-        grouped = bool(entries) and isinstance(entries[0], dict)
-        raw: list[dict[str, Any]] = entries if grouped else [{"params": entries}]  # type: ignore[assignment]
-        self.groups: list[dict[str, Any]] = []
-        for group in raw:
-            if not isinstance(group, dict) or "params" not in group:
-                raise TypeError(
-                    f"{type(self).__name__} takes parameters, or dictionaries that each hold their own under "
-                    f'"params"; among the dictionaries is {group!r:.80}.'
-                )
-            unknown = group.keys() - defaults.keys() - {"params"}
-            if unknown:
-                raise ValueError(
-                    f"{type(self).__name__} does not know {', '.join(sorted(unknown))}; a group has params and "
-                    f"{', '.join(defaults)}."
-                )
-            settings = {name: _python(value) for name, value in {**defaults, **group}.items() if name != "params"}
-            self.groups.append({**settings, "params": list(group["params"])})
+        self.groups = checks.check_groups(type(self).__name__, params, defaults)
         self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
-        if not self.params:
-            raise ValueError(f"{type(self).__name__} was given no parameters, so it would train nothing.")
-        for number, p in enumerate(self.params):
-            if not isinstance(p, Tensor):
-                raise TypeError(f"{type(self).__name__} takes parameters, not {type(p).__name__} (number {number}).")
-            if not p.requires_grad:
-                raise ValueError(
-                    f"{type(self).__name__} was given a frozen parameter (number {number}, shape {p.shape}), which it "
-                    "would never change: pass only the trainable ones, such as the list that add_lora returns."
-                )
-        if len({id(p) for p in self.params}) != len(self.params):
-            raise ValueError(f"{type(self).__name__} was given the same parameter twice.")
+        checks.check_trainable(type(self).__name__, self.params)
         for group in self.groups:
-            self._check(group)
+            checks.check_settings(group)
             group["initial_lr"] = group["lr"]  # what a schedule multiplies
         self.steps = [0] * len(self.params)  # of each parameter: one that joins later starts its means then
         self.state: dict[str, list[Array]] = {
             slot: [xp.zeros(p.shape, dtype=p.dtype) for p in self.params] for slot in self.slots
         }
-
-    def _check(self, group: Mapping[str, Any]) -> None:
-        for name in ("lr", "eps", "weight_decay"):
-            if name in group and not 0 <= group[name] < math.inf:
-                raise ValueError(f"{name} must be a finite number, at least 0, not {group[name]}.")
-        if not all(0 <= beta < 1 for beta in group.get("betas", ())):
-            raise ValueError(f"betas must be at least 0 and less than 1, not {group['betas']}.")
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -79,11 +41,7 @@ class Optimizer:
 
     def step(self) -> None:
         """Change each parameter by its gradient. Raises `ValueError` where none has a gradient."""
-        if all(p.grad is None for p in self.params):
-            raise ValueError(
-                "No parameter of this optimizer has a gradient: call backward() first; if you did, the optimizer "
-                "was made for other parameters, before add_lora or for another model."
-            )
+        checks.check_any_gradient(self.params)
         number = 0
         for group in self.groups:
             for p in group["params"]:
@@ -104,38 +62,13 @@ class Optimizer:
         return {
             "kind": type(self).__name__,
             "steps": self.steps[0] if len(set(self.steps)) == 1 else list(self.steps),
-            "groups": [
-                {**{k: _python(v) for k, v in group.items() if k != "params"}, "count": len(group["params"])}
-                for group in self.groups
-            ],
+            "groups": [{**checks.plain_settings(group), "count": len(group["params"])} for group in self.groups],
             "arrays": {slot: [to_numpy(a).copy() for a in arrays] for slot, arrays in self.state.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of the same kind of optimizer for the same shapes, else `ValueError`."""
-        if state["kind"] != type(self).__name__:
-            raise ValueError(f"The state is of {state['kind']}; this optimizer is {type(self).__name__}.")
-        if [g["count"] for g in state["groups"]] != [len(g["params"]) for g in self.groups]:
-            raise ValueError("The state belongs to other parameter groups than this optimizer's.")
-        shapes = [p.shape for p in self.params]
-        for slot in self.slots:
-            if [a.shape for a in state["arrays"].get(slot, ())] != shapes:
-                raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
-        steps = state["steps"]
-        if isinstance(steps, (int, np.integer)):
-            steps = [steps] * len(self.params)
-        steps = [int(count) for count in steps]
-        if len(steps) != len(self.params) or min(steps) < 0:
-            raise ValueError(
-                f"The state has {len(steps)} step counts; this optimizer has {len(self.params)} parameters."
-            )
-        settings = [
-            {k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"} for saved in state["groups"]
-        ]
-        for own, saved in zip(self.groups, settings, strict=True):
-            if own.keys() - {"params"} != saved.keys():
-                raise ValueError(f"The state's groups have {', '.join(saved)}; this optimizer's have other settings.")
-            self._check(saved)
+        steps, settings = checks.check_optimizer_state(state, self)
         arrays = {
             slot: [xp.array(asarray(a), dtype=p.dtype) for a, p in zip(state["arrays"][slot], self.params, strict=True)]
             for slot in self.slots
@@ -238,10 +171,7 @@ def cosine_schedule(steps: int, warmup: float = 0.0, final: float = 0.0) -> Sche
 
 
 def _schedule(steps: int, warmup: float, final: float, decay: Callable[[float], float]) -> Schedule:
-    if steps < 1 or not 0 <= warmup < 1 or not 0 <= final <= 1:
-        raise ValueError(
-            f"A schedule needs steps >= 1, 0 <= warmup < 1 and 0 <= final <= 1, not {steps}, {warmup} and {final}."
-        )
+    checks.check_schedule(steps, warmup, final)
     rise = round(warmup * steps)
 
     def factor(step: int) -> float:
@@ -266,21 +196,10 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
 
     Raises `ValueError` for a `max_norm` that is not above 0, or where there is no gradient to scale.
     """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be above 0, not {max_norm}.")
     params = list(params)
-    gradients = [p.grad for p in params if p.grad is not None]
-    if not gradients:
-        raise ValueError("There is no gradient to clip: call backward() first, and clip what it reaches.")
+    gradients = checks.check_clipping(params, max_norm)
     total = grad_norm(params)
     factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d: nothing leaves the GPU
     for g in gradients:
         g *= factor
     return total
-
-
-def _python(setting: Any) -> Any:
-    """NumPy's numbers as Python's, which neither widen float32 nor fail to be saved."""
-    if isinstance(setting, np.generic):
-        return setting.item()
-    return tuple(_python(part) for part in setting) if isinstance(setting, (tuple, list)) else setting

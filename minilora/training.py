@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import checks
 from . import functional as F
 from .autograd import Array, Tensor, no_grad
 from .backend import backend_name, to_numpy, xp
@@ -48,16 +49,11 @@ def train(
     Raises `DivergedError` naming the first step whose loss or gradient is NaN or infinite; the parameters are then
     those before the step of the fetch that met it.
     """
-    if log_every is None:
-        log_every = log_interval()
-    if steps < 1 or not 0 <= start <= steps:
-        raise ValueError(f"Training runs from step {start} to {steps}: it needs at least one step, and 0 <= start.")
-    if log_every < 1:
-        raise ValueError(f"log_every must be at least 1, not {log_every}.")
+    losses = _Losses(log_interval() if log_every is None else log_every, steps)
+    checks.check_run(start, steps, losses.every)
     tune_machine()
     model.train()
-    history: dict[str, list[Any]] = {"loss": [], "evaluated_at": [], "evaluation": []}
-    unread: list[Array] = []  # loss and norm of each step since the last fetch, 0-d
+    history: dict[str, list[Any]] = {"loss": losses.read, "evaluated_at": [], "evaluation": []}
     for step in range(start, steps):
         optimizer.zero_grad()
         value = loss(step)
@@ -65,47 +61,49 @@ def train(
             value.backward()
         optimizer.collect_gradients()
         norm = grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip)
-        unread += [value.array.reshape(()), norm]
+        fetched = losses.add(value.array, norm, step + 1)
         del value
-        done = step + 1
-        fetch = done % log_every == 0 or done == steps
-        if fetch:
-            history["loss"] += _read(unread, done)
-            unread = []
         if schedule is not None:
             for group in optimizer.groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
         optimizer.step()
-        if evaluation is not None and (done == steps or (evaluate_every and done % evaluate_every == 0)):
-            history["evaluated_at"].append(done)
+        if evaluation is not None and (step + 1 == steps or (evaluate_every and (step + 1) % evaluate_every == 0)):
+            history["evaluated_at"].append(step + 1)
             history["evaluation"].append(evaluation())
-        if callback is not None and fetch:
-            callback(done, history["loss"][-1])
+        if callback is not None and fetched:
+            callback(step + 1, losses.read[-1])
     return history
+
+
+class _Losses:
+    """Losses and norms stay where they are computed, and are fetched together every so many steps, and at the end."""
+
+    def __init__(self, every: int, steps: int) -> None:
+        self.every, self.steps = every, steps
+        self.read: list[float] = []
+        self.unread: list[Array] = []  # loss and norm of each step since the last fetch, 0-d
+
+    def add(self, loss: Array, norm: Array, done: int) -> bool:
+        """Whether that was a fetch. Raises `DivergedError` where a number is not finite."""
+        self.unread += [loss.reshape(()), norm]
+        if done % self.every and done != self.steps:
+            return False
+        numbers = to_numpy(xp.stack(self.unread)).reshape(-1, 2)  # of each step: loss, norm
+        for step, pair in enumerate(numbers, done - len(numbers)):
+            for what, number in zip(("loss", "norm of the gradients"), pair, strict=True):
+                if not math.isfinite(number):
+                    raise DivergedError(
+                        f"Training stopped: the {what} became {number} at step {step}. "
+                        "Try a smaller learning rate, a longer warm-up, or clipping."
+                    )
+        self.read += numbers[:, 0].tolist()
+        self.unread = []
+        return True
 
 
 def log_interval() -> int:
     """How many steps' losses are fetched together, unless a run says otherwise."""
     return 1 if backend_name() == "numpy" else 50
-
-
-def _read(unread: list[Array], done: int) -> list[float]:
-    """The losses of the steps up to `done`, in one transfer. Raises `DivergedError` where one is not finite."""
-    numbers = to_numpy(xp.stack(unread)).reshape(-1, 2)  # of each step: loss, norm
-    first = done - len(numbers)
-    for step, (loss, norm) in enumerate(numbers, first):
-        if not math.isfinite(loss):
-            raise _diverged("loss", loss, step)
-        if not math.isfinite(norm):
-            raise _diverged("norm of the gradients", norm, step)
-    return numbers[:, 0].tolist()
-
-
-def _diverged(what: str, number: float, step: int) -> DivergedError:
-    return DivergedError(
-        f"Training stopped: the {what} became {number} at step {step}. "
-        "Try a smaller learning rate, a longer warm-up, or clipping."
-    )
 
 
 def batch_loss(model: Module, batches: Callable[[int], Batch]) -> Callable[[int], Tensor]:
@@ -123,7 +121,7 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
 
     Raises `ValueError` where there is no batch, or no target to count.
     """
-    _check_batches(batches)
+    checks.check_batches(batches)
     total, count = 0.0, 0
     with no_grad(), evaluating():
         for ids, targets in batches:
@@ -131,14 +129,13 @@ def evaluate(model: Module, batches: Sequence[Batch]) -> float:
             if counted:
                 total += counted * F.cross_entropy(model(ids), targets).item()
                 count += counted
-    if count == 0:
-        raise ValueError(f"The evaluation has no target to average over: all are ignored ({IGNORED}).")
+    checks.check_counted(count, IGNORED)
     return total / count
 
 
 def evaluate_exact_match(model: Module, batches: Sequence[Batch]) -> float:
     """Share of the examples of all batches together that are answered exactly, read in evaluation mode."""
-    _check_batches(batches)
+    checks.check_batches(batches)
     with no_grad(), evaluating():
         right = sum(exact_match(to_numpy(model(ids).array), targets) * len(targets) for ids, targets in batches)
     return right / sum(len(targets) for _, targets in batches)
@@ -147,8 +144,3 @@ def evaluate_exact_match(model: Module, batches: Sequence[Batch]) -> float:
 def counted_targets(targets: Any) -> int:
     """How many targets `cross_entropy` counts."""
     return int((to_numpy(targets.array if isinstance(targets, Tensor) else targets) != IGNORED).sum())
-
-
-def _check_batches(batches: Sequence[Batch]) -> None:
-    if not batches:
-        raise ValueError("Evaluation needs at least one batch.")

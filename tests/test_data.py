@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from minilora import data, tasks
+from minilora import data, tasks, texts
 from minilora.data import PRINTABLE, Vocabulary
 
 
@@ -34,22 +34,22 @@ def test_a_vocabulary_reads_what_it_wrote():
     ],
 )
 def test_what_a_vocabulary_does_not_know_becomes_what_it_looks_like(text, replaced, count):
-    assert data.replace_unknown(text, PRINTABLE) == (replaced, count)
+    assert texts.replace_unknown(text, PRINTABLE) == (replaced, count)
     PRINTABLE.encode(replaced)
 
 
 def test_what_a_vocabulary_knows_is_never_replaced():
     own = Vocabulary("abe?é’")
-    assert data.replace_unknown("é’“ëx", own) == ("é’?e?", 3)  # no straight quote here, and no x
+    assert texts.replace_unknown("é’“ëx", own) == ("é’?e?", 3)  # no straight quote here, and no x
 
 
 def test_a_refused_character_names_what_replaces_it():
-    with pytest.raises(ValueError, match=r"--replace, or data\.replace_unknown"):
+    with pytest.raises(ValueError, match=r"--replace, or texts\.replace_unknown"):
         PRINTABLE.encode("“")
 
 
 def test_real_text_is_there_and_printable():
-    for text in (data.english_text(), data.python_source()):
+    for text in (texts.english_text(), texts.python_source()):
         assert len(text) > 200_000
         PRINTABLE.encode(text)
 
@@ -69,13 +69,13 @@ def test_files_that_are_no_text(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        data.read_text(path)
+        texts.read_text(path)
 
 
 def test_what_can_be_no_file_s_name_is_no_text(tmp_path):
     for name in ("zero\0byte", "half\ud800", "n" * 5000, str(tmp_path)):
         with pytest.raises(ValueError, match=r"The text file .* cannot be read: "):
-            data.read_text(name)
+            texts.read_text(name)
 
 
 def test_held_out_blocks_are_never_trained_on():
@@ -154,9 +154,9 @@ def test_the_planted_change_has_the_spectrum_asked_for(rng):
 
 
 def test_a_python_without_its_sources_or_its_reference_is_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(texts.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(ValueError, match=r"argparse.py cannot be read .*without the sources"):
-        data.python_source()
+        texts.python_source()
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
     with pytest.raises(ValueError, match="without its language reference"):
-        data.english_text()
+        texts.english_text()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import data, tasks
+from minilora import data, tasks, texts
 from minilora.data import PRINTABLE, Vocabulary
 from minilora.tasks import IGNORED
 
@@ -30,7 +30,7 @@ def test_a_vocabulary_needs_distinct_characters(characters):
 
 def test_text_is_read_with_its_bom_and_line_ends_undone(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo \xc3\xa9")
-    assert data.read_text(tmp_path / "t.txt") == "one\ntwo é"
+    assert texts.read_text(tmp_path / "t.txt") == "one\ntwo é"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_that_is_no_text_is_refused_by_name(tmp_path, content, message):
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        data.read_text(path)
+        texts.read_text(path)
     assert "t.txt" in str(error.value) and str(error.value).endswith(".")
 
 

@@ -94,8 +94,8 @@ def front():
 
 
 ORDER = [
-    "backend", "checks", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "data", "tasks", "optim",
-    "training", "generate", "lora",
+    "backend", "checks", "tree", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "optim", "lora",
+    "data", "tasks", "training", "generate",
 ]  # fmt: skip
 
 

@@ -17,13 +17,14 @@ import numpy as np
 
 from .. import __version__
 from ..backend import backend_name
-from ..data import PRINTABLE, Batch, english_text, fixed, python_source, seeded, split, windows
+from ..data import PRINTABLE, Batch, fixed, seeded, split, windows
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_model
 from ..interop.store import cached_model
 from ..nn import Module
 from ..optim import AdamW, cosine_schedule
 from ..tasks import PRETRAINING, WIDTH, string_batch
+from ..texts import english_text, python_source
 from ..training import batch_loss, train
 
 Draw = Callable[[np.random.Generator], Batch]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Array, Tensor, on_host, record
+from ..autograd import Array, Tensor, record
 from ..backend import asarray, xp
-from ..checks import check_ids
+from ..checks import check_ids, host_index
 
 
 class Scatter:
@@ -34,7 +34,7 @@ class Scatter:
 
 def getitem(self: Tensor, index: Any) -> Tensor:
     """Slices as views, since they name no entry twice."""
-    shape, dtype, index = self.shape, self.dtype, on_host(index)
+    shape, dtype, index = self.shape, self.dtype, host_index(index)
     if not _is_basic(index):
         entries = np.arange(self.size).reshape(shape)[index]  # refuses what is outside
         size = int(np.prod(shape))

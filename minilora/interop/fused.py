@@ -21,8 +21,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..checks import target_matches
 from ..gpt import GPT
-from ..lora import LoRAConfig, linear_sizes, matching_linears, target_matches
+from ..lora import LoRAConfig, linear_sizes, matching_linears
 from .gpt2 import FUSED
 
 State = dict[str, np.ndarray]  # "<module>.lora_A" (r, in) and "<module>.lora_B" (out, r) for each adapted module

@@ -22,15 +22,14 @@ import numpy as np
 from safetensors.numpy import save
 
 from ..backend import asarray, to_numpy
+from ..checks import match_targets, target_matches
 from ..lora import (
     LoRAConfig,
     LoRALinear,
     linear_sizes,
     lora_layers,
     lora_state_dict,
-    match_targets,
     shared_adapter,
-    target_matches,
     wrap,
 )
 from ..nn import Module, Parameter

@@ -26,19 +26,7 @@ from ..claims import CLAIMS, find, tuning
 from ..claims.bases import load_base, string_draw
 from ..claims.claim import BITS, Settings
 from ..claims.report import Row, count_verdicts, read_report
-from ..data import (
-    PRINTABLE,
-    Batch,
-    TextCodec,
-    Vocabulary,
-    english_text,
-    fixed,
-    read_text,
-    replace_unknown,
-    seeded,
-    split,
-    windows,
-)
+from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, fixed, seeded, split, windows
 from ..fast import is_textbook
 from ..generate import generate, generate_text
 from ..gpt import GPT, GPTConfig
@@ -51,6 +39,7 @@ from ..lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, merge_and
 from ..machine import blas_name, blas_threads, tune_machine
 from ..optim import Adam, AdamW, Optimizer, cosine_schedule, linear_schedule
 from ..tasks import LETTERS, LONGEST, SHORTEST, TASKS, WIDTH, check_task
+from ..texts import english_text, read_text, replace_unknown
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .budget import budget_text
 from .console import columns, line, program, step_bar

@@ -15,7 +15,8 @@ import minilora as ml
 from minilora import functional as F
 from minilora.claims.bases import load_base
 from minilora.claims.figures import BLUE, GRAY, ORANGE, STYLE
-from minilora.data import PRINTABLE, english_text, fixed, seeded, split, windows
+from minilora.data import PRINTABLE, fixed, seeded, split, windows
+from minilora.texts import english_text
 
 plt.rcParams.update(STYLE)
 

@@ -1,0 +1,103 @@
+"""Texts to learn from: English, Python's own source, a file; and what a base does not know replaced."""
+
+from __future__ import annotations
+
+import importlib
+import sysconfig
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+from .data import PRINTABLE, Vocabulary
+
+
+def english_text() -> str:
+    """The language reference that ships with CPython, `pydoc_data.topics`: 0.5 million characters of English."""
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise ValueError(
+            "This Python comes without its language reference (pydoc_data.topics), the English that a base is "
+            "pretrained on: use another Python, or --text FILE."
+        ) from error
+    return _printable("\n".join(topics[name] for name in sorted(topics)))
+
+
+# Large, stable modules of different kinds; all are plain Python in every CPython since 3.10.
+_SOURCES = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "pickle", "statistics", "tarfile", "typing")
+
+
+def python_source() -> str:
+    """Source code of the standard library of the Python that runs: code, for adapting a model of English.
+
+    Raises `ValueError` where this Python comes without it.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    names = {name: folder / f"{name}.py" for name in _SOURCES}
+    names["datetime"] = folder / ("_pydatetime.py" if (folder / "_pydatetime.py").exists() else "datetime.py")
+    names["decimal"] = folder / "_pydecimal.py"
+    try:
+        return _printable("\n".join(path.read_text(encoding="utf-8") for path in names.values()))
+    except OSError as error:
+        raise ValueError(
+            f"{error.filename} cannot be read ({error.strerror or error}): this Python comes without the sources of "
+            "its standard library, which the claims adapt a model to. Use a Python that has them."
+        ) from error
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file. Raises `ValueError` where it is missing, unreadable, empty or not text."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # the latter for what can be no file's name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"The text file {path} cannot be read: {reason}.") from None
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The file {path} is not UTF-8 text (byte {error.start} does not decode): convert it to UTF-8 first."
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"The file {path} holds zero bytes, so it is binary rather than text.")
+    if not text.strip():
+        raise ValueError(f"The text file {path} is empty: training needs some text.")
+    return text
+
+
+def _printable(text: str) -> str:
+    """Tabs as four spaces, and "?" for each of the few characters outside the 96."""
+    known = set(PRINTABLE.characters)
+    return "".join(c if c in known else "?" for c in text.expandtabs(4))
+
+
+# ---- characters that a base does not know -------------------------------------------------------------
+
+# What looks like a character that Unicode's own decomposition (NFKD: é is e and an accent, … three dots) does not take
+# apart. A tab is four spaces here, as in the texts that the bases are pretrained on.
+_LIKENESS = {
+    **dict.fromkeys("‘’‚‛′‹›´", "'"),
+    **dict.fromkeys("“”„‟″«»", '"'),
+    **dict.fromkeys("‐‒–—―−", "-"),
+    **dict.fromkeys("\r\v\f\x85\u2028\u2029", "\n"),
+    **{"\t": "    ", "⁄": "/", "×": "x", "•": "*", "·": ".", "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE"},
+    **{"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i"},
+}
+
+
+def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
+    """The text with every character that the vocabulary has not replaced, and how many those were.
+
+    What looks like known characters becomes those: curly quotes straight ones, dashes "-", "é" "e", "…" three dots.
+    Accents and marks of their own that cannot be seen alone go; what is like nothing becomes "?".
+    """
+    known, counts = set(vocabulary.characters), Counter(text)
+    likeness: dict[str, str] = {}
+    for character in counts.keys() - known:
+        parts = unicodedata.normalize("NFKD", _LIKENESS.get(character, character))
+        seen = [part for part in parts if unicodedata.category(part) not in ("Mn", "Me", "Cf")]
+        like = "".join(_LIKENESS.get(part, part) for part in seen)
+        likeness[character] = like if known.issuperset(like) else "?"
+    return text.translate({ord(c): like for c, like in likeness.items()}), sum(
+        counts[character] for character in likeness
+    )
