@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import minilora as ml
+
 ROOT = Path(__file__).parent.parent
 RUN = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
@@ -36,6 +38,22 @@ def test_the_workflow_runs_what_ci_runs_on_the_oldest_python_that_is_allowed_and
     assert jobs["everything"]["strategy"]["matrix"]["python"] == [oldest, "3.x"]
     assert jobs["everything"]["steps"][-1] == {"run": "bash .ci/run"}
     assert jobs["tests"]["strategy"]["matrix"]["system"] == ["macos-latest", "windows-latest"]
+
+
+def test_the_page_for_contributors_names_what_there_is():
+    page, make = ((ROOT / name).read_text(encoding="utf-8") for name in ("CONTRIBUTING.md", "Makefile"))
+    targets = re.findall(r"^(\w+):", make, re.M)
+    assert re.findall(r"^make (\w+) ", page, re.M) == targets and f".PHONY: {' '.join(targets)}\n" in make
+    order = re.findall(r"`(\w+)`", page.split("in this order")[1].split("They hold")[0])
+    assert len(order) == 11 and all((ROOT / "minilora" / f"{name}.py").exists() for name in order)
+    for path in re.findall(r"`([\w/]+\.py)`", page):
+        assert any((ROOT / folder / path).exists() for folder in ("", "minilora")), path
+    assert "types_or: [python, markdown]" in (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+
+
+def test_the_citation_and_the_changelog_are_of_this_version():
+    citation, changes = ((ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {ml.__version__}\n" in citation and f"\n## {ml.__version__}" in changes
 
 
 def test_commands_run_where_every_warning_is_an_error(tmp_path):
