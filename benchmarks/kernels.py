@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--rounds 9]      # two minutes; prints a table in Markdown
 
 In one process, with one BLAS thread; rounds of textbook and kernel alternate, so that a machine that slows down slows
-both alike. An operation is timed forward and backward, on the shapes of a step at d 64; then whole steps with all kernels,
-with all but one, and with none. Medians of rounds, and quartiles of the ratio.
+both alike. An operation is timed forward and backward, on the shapes of a step at d 64; then whole steps with all
+kernels, with all but one, and with none. Medians of rounds, and quartiles of the ratio.
 """
 
 from __future__ import annotations

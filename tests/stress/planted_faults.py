@@ -25,7 +25,8 @@ TESTS = (
     "functional",
     "optim",
     "lora",
-    "nn_gpt",
+    "gpt",
+    "gpt_in_numpy",
     "training",
     "generate",
     "gradient_check",
@@ -85,7 +86,7 @@ def caught(number: int) -> tuple[int, str]:
         if right not in source:
             return number, f"GONE: {right!r} is no longer in {file}"
         path.write_text(source.replace(right, wrong, 1), encoding="utf-8")
-        tests = [f"tests/test_{name}.py" for name in TESTS]
+        tests = [f"tests/core/test_{name}.py" for name in TESTS]
         environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         command = [

@@ -85,7 +85,7 @@ def test_that_a_quick_run_decides_little_is_said_once():
 
 
 def test_the_committed_report_fits_80_columns_whole():
-    rows, settings = read_report(Path(__file__).parent.parent / "figures")
+    rows, settings = read_report(Path(__file__).parents[2] / "figures")
     column = screen.column_for([row["short"] for row in rows], 80)
     assert settings == Settings(3) and not any("…" in screen.claim_line(row, column, 80, UNICODE) for row in rows)
 

@@ -1,4 +1,4 @@
-"""Tensor operators against NumPy, and the corners of the tape that test_tensor.py does not reach."""
+"""Tensor operators against NumPy; gradients that fan out, graphs that are long, shared or broken."""
 
 import gc
 import operator

@@ -1,34 +1,14 @@
 """What the README says is so: its commands, its numbers, its table."""
 
-import contextlib
 import importlib.util
-import io
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import ROOT, blocks, run_as_pasted
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language, page="README.md"):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def run_as_pasted(code, prints):
-    """Run a block; each `print(...)  # comment` must print the comment, up to a colon."""
-    expected = re.findall(r"^print\(.*\)  # (.*)$", code, flags=re.MULTILINE)
-    assert len(expected) == prints
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, {})
-    lines = printed.getvalue().splitlines()
-    for line, comment in zip(lines, expected, strict=True):
-        assert comment == line or comment.startswith(line + ":"), f"printed {line!r}, the comment says {comment!r}"
 
 
 @pytest.mark.numpy_only("printed arrays look otherwise elsewhere")

@@ -21,7 +21,7 @@ import pytest
 
 from minilora.tools.course import expect_close, student_rng, yours
 
-COURSE = Path(__file__).parent.parent / "notebooks" / "course"
+COURSE = Path(__file__).parents[2] / "notebooks" / "course"
 sys.path[:0] = [str(COURSE.parent), str(COURSE)]
 
 import grade

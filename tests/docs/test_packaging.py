@@ -11,7 +11,7 @@ import pytest
 
 import minilora as ml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.numpy_only("about files and processes of their own")

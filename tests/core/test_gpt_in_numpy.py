@@ -1,4 +1,4 @@
-"""The model against a GPT-2 written again in plain NumPy, and modules where test_model.py does not reach."""
+"""The model against a GPT-2 written again in plain NumPy, and what modules hold and load."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Optimizers, schedules, the loop, sampling."""
+"""The loop: what it descends, evaluates, reports and refuses, with every optimizer."""
 
 import math
 

@@ -180,7 +180,7 @@ SCRIPT = "import sys\nfrom minilora.tools.cli import main\nsys.exit(main())\n"  
 def test_ctrl_c_while_importing_leaves_no_traceback(made, tmp_path, name, how):
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED.format(name=name))
     (tmp_path / "minilora").write_text(SCRIPT)
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
     program = ("-m", "minilora") if how == "-m" else (str(tmp_path / "minilora"),)
     done = run(made, "info", program=program, environment=environment)

@@ -1,4 +1,4 @@
-"""Sampling, where test_training.py does not reach."""
+"""Sampling: greedy, by temperature, among the top k, and the cache of keys and values."""
 
 import numpy as np
 import pytest

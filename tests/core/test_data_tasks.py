@@ -1,4 +1,4 @@
-"""Text, splits and problems where test_data.py does not reach."""
+"""Text files, splits and problems: their edges, and what they refuse."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""LoRA's rules where test_lora.py does not reach: seeds, exact identities, what mistakes leave behind."""
+"""LoRA's rules: seeds, exact identities, what mistakes leave behind."""
 
 import numpy as np
 import pytest

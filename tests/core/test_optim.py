@@ -1,4 +1,4 @@
-"""Optimizers, schedules and the loop, where test_training.py does not reach."""
+"""Optimizers, schedules and clipping: their formulas, their states, what they refuse."""
 
 import math
 

@@ -13,7 +13,7 @@ import minilora as ml
 
 pytestmark = pytest.mark.numpy_only("it is about the blocks of memory that only NumPy's arrays look at")
 
-SCRIPT = str(Path(__file__).with_name("traced.py"))
+SCRIPT = str(Path(__file__).parents[1] / "traced.py")
 
 
 def printed(*command, **environment):

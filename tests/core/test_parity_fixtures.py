@@ -10,7 +10,7 @@ import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy
 
-FIXTURES = Path(__file__).parent / "fixtures" / "parity.npz"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity.npz"
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import warnings
 
 import numpy as np
 import pytest
+from documents import blocks, run_as_pasted
 from helpers import ALL_TARGETS, randomize
-from test_readme import blocks, run_as_pasted
 
 import minilora as ml
 from minilora.lora import lora_layers
