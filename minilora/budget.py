@@ -165,12 +165,12 @@ class Budget:
 
 
 def full_budget(shape: ModelShape, batch: int, time: int) -> Budget:
-    """Of full fine-tuning with Adam on B by T tokens, each a target. Raises `ValueError` for sizes that cannot be."""
+    """Of full fine-tuning with Adam on B by T tokens, each a target. Raises `ValueError` for impossible sizes."""
     return _budget(shape, full_count(shape), 0, activation_count(shape, batch, time))
 
 
 def lora_budget(shape: ModelShape, r: int, targets: Sequence[str], batch: int, time: int) -> Budget:
-    """Of LoRA with Adam (§4.2). Raises `ValueError` for what `lora_count` refuses, and sizes that cannot be."""
+    """Of LoRA with Adam (§4.2). Raises `ValueError` for what `lora_count` refuses, and for impossible sizes."""
     added = lora_count(shape, r, targets)
     return _budget(shape, added, added, activation_count(shape, batch, time, r, targets))
 

@@ -143,7 +143,7 @@ def steps_of(node: Any) -> Any:
     steps = getattr(node, "steps", ())
     if steps is None:
         raise ValueError(
-            "This graph was already walked by backward() and its arrays were let go: compute the loss "
+            "This graph was already walked by backward() and its arrays were freed: compute the loss "
             "again, or call backward(retain_graph=True) the first time."
         )
     return steps

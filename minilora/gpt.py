@@ -19,7 +19,7 @@ from .nn import Embedding, LayerNorm, Linear, Module, Rng
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a GPT. Raises `TypeError` or `ValueError` for sizes that cannot be."""
+    """The sizes of a GPT. Raises `TypeError` or `ValueError` for impossible sizes."""
 
     vocab_size: int
     context_length: int
@@ -86,8 +86,8 @@ class Block(Module):
 
 
 class GPT(Module):
-    """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`; `model(ids, cache)` goes on
-    from what a `Cache` holds.
+    """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`; `model(ids, cache)` reads
+    on from what a `Cache` holds.
 
     Weights start as N(0, 0.02²), biases as 0, LayerNorm as 1 and 0, in training mode. With `seed=None`
     every weight matrix is zero, for a model about to be loaded.

@@ -244,7 +244,7 @@ def _blame(
 
 
 def _kinked(value: Value, number: int, point: np.ndarray, index: tuple[int, ...]) -> bool:
-    """Whether left and right slopes differ, and go on differing as the step shrinks."""
+    """Whether left and right slopes differ, and still differ as the step shrinks."""
 
     def gap(h: float) -> tuple[float, float]:
         step = np.zeros(point.shape)

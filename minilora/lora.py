@@ -29,7 +29,7 @@ SCALINGS = ("alpha/r", "alpha/sqrt(r)")
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """What to adapt, and how. Raises `TypeError` or `ValueError` for settings that cannot be.
+    """What to adapt, and how. Raises `TypeError` or `ValueError` for impossible settings.
 
     r: the rank. alpha: α; None means r, so that s = 1. target_modules: each a whole dotted name, or the end
     of one from a dot on. dropout: on x before A, in training only. init: of A, "gaussian" (§4.1) with

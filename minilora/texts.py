@@ -86,7 +86,7 @@ _LIKENESS = {
 
 
 def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
-    """The text with every character that the vocabulary has not replaced, and how many those were.
+    """The text with every character missing from the vocabulary replaced, and how many those were.
 
     What looks like known characters becomes those: curly quotes straight ones, dashes "-", "é" "e", "…" three dots.
     Accents and marks of their own that cannot be seen alone go; what is like nothing becomes "?".

@@ -2,7 +2,7 @@
 
 On base 100, which no claim uses, each method trains with each rate of one grid, on two string tasks and on code; the
 rate with the lowest mean loss on held-out batches, drawn with another seed than the report's, is written down. Where
-that is an end of the grid, the method goes on beyond it, since a better rate may lie there.
+that is an end of the grid, the grid is extended beyond it, since a better rate may lie there.
 """
 
 from __future__ import annotations

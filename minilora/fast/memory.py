@@ -25,7 +25,7 @@ from ..backend import SWITCHED, library, xp
 
 _SMALL = 8 * 1024  # bytes; below this the C library keeps blocks itself
 _LINE = 64  # bytes of a cache line
-_PERIOD = 10_000  # requests; a block that was free throughout is let go. A step of a large model asks for thousands
+_PERIOD = 10_000  # requests; a block that was free throughout is freed. A step of a large model asks for thousands
 _ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between periods, at how much it has grown
 
 

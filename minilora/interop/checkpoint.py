@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training needs to go on bit for bit, in one `.npz`, without pickle."""
+"""Checkpoints: everything that training needs to continue bit for bit, in one `.npz`, without pickle."""
 
 from __future__ import annotations
 

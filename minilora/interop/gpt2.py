@@ -130,7 +130,7 @@ def _config(folder: Path) -> GPTConfig:
     except KeyError as error:
         raise CheckpointError(f"{path} does not say {error.args[0]}.") from error
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} holds sizes that cannot be: {error}") from error
+        raise CheckpointError(f"{path} holds impossible sizes: {error}") from error
     if fields.get("n_inner") not in (None, 4 * config.d_model):
         raise CheckpointError(f"{path} has n_inner = {fields['n_inner']!r}; minilora's MLP is 4 × n_embd wide.")
     return config

@@ -52,7 +52,7 @@ from .gpt2 import GPT2
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
-# What PEFT's LoRA has and minilora has not: the value that means "not used".
+# What PEFT's LoRA has and minilora does not have: the value that means "not used".
 _UNSUPPORTED: dict[str, Any] = {
     "use_dora": False,
     "use_qalora": False,
@@ -134,13 +134,13 @@ def save_adapter(model: Module, folder: str | Path) -> None:
 def load_adapter(model: Module, folder: str | Path) -> list[Parameter]:
     """Wrap a plain model with the adapter of a folder, or replace the adapter of one with the same targets and r.
 
-    Returns the trainable parameters as `add_lora` does, so that training can go on. A model of `load_gpt2` takes PEFT's
-    adapters on `c_attn`: ordinary ones, those in block form, and those of PEFT 0.2 and loralib with `enable_lora`.
-    Where the folder holds no adapter and one of its sub-folders does, that one is read.
+    Returns the trainable parameters as `add_lora` does, so that training can continue. A model of `load_gpt2` takes
+    PEFT's adapters on `c_attn`: ordinary ones, those in block form, and those of PEFT 0.2 and loralib with
+    `enable_lora`. Where the folder holds no adapter and one of its sub-folders does, that one is read.
 
     Warns about fields of the configuration that it does not know, and about an adapter known to be made for another
-    base. Raises `AdapterError` where the folder is missing, damaged, uses what minilora has not (DoRA, ...), or does
-    not fit the model; then nothing has changed.
+    base. Raises `AdapterError` where the folder is missing, damaged, uses what minilora lacks (DoRA, ...), or does not
+    fit the model; then nothing has changed.
     """
     folder = _with_adapter(Path(folder))
     layers = lora_layers(model)
@@ -330,7 +330,7 @@ def _check_base_tensors(model: Module, file: SafetensorsFile, names: list[str]) 
 
 
 def _check_fields(fields: dict[str, Any], path: Path, fused: bool) -> None:
-    """Refuse what minilora has not, for a model with GPT-2's fused modules or without; warn of what it does not know.
+    """Refuse what minilora lacks, for a model with GPT-2's fused modules or without; warn of what it does not know.
 
     A field that is null, False, 0 or empty asks for nothing.
     """
@@ -402,7 +402,7 @@ def _lora_config(fields: dict[str, Any], targets: tuple[str, ...], path: Path) -
             scaling="alpha/sqrt(r)" if fields.get("use_rslora") else "alpha/r",
         )
     except (ValueError, TypeError) as error:
-        raise AdapterError(f"{path} holds settings that cannot be: {error}") from error
+        raise AdapterError(f"{path} holds impossible settings: {error}") from error
 
 
 # ---- digests and bytes -------------------------------------------------------------------------------

@@ -57,7 +57,8 @@ _ADAPT_GPT2: dict[str, Any] = {"lr": 2e-4, "batch": 8}
 _LORA: dict[str, Any] = {"r": 8, "alpha": None, "targets": "q_proj,v_proj", "dropout": 0.0}
 _LORA_GPT2: dict[str, Any] = {**_LORA, "r": 4, "alpha": 32.0}
 _CONTEXT = 64  # positions that pretrain gives a base of text
-_SAMPLE = {"character": (32, 60), "token": (8, 16)}  # how much of a held-out text adapt shows, and lets go on
+# How much of a held-out text adapt shows, and how much it lets the model add.
+_SAMPLE = {"character": (32, 60), "token": (8, 16)}
 _QUESTION = f"[0-9][{LETTERS}]{{{SHORTEST},{LONGEST}}}>"  # as a string task is asked
 _REPORT, _QUICK = Path("figures"), Path("quick")  # a first look takes the place of no report
 
@@ -307,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     _base_option(sub, gpt2=True)
     _data_options(sub, "what to learn")
     sub.add_argument(
-        "--adapter", type=Path, help="go on from this adapter's folder, with its r, α, targets and dropout"
+        "--adapter", type=Path, help="continue from this adapter's folder, with its r, α, targets and dropout"
     )
     sub.add_argument("--r", type=int, help=f"rank ({_LORA['r']}; GPT-2: {_LORA_GPT2['r']})")
     sub.add_argument("--alpha", type=float, help=f"α; ΔW is scaled by α/r (α = r; GPT-2: {_LORA_GPT2['alpha']:g})")
@@ -321,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "generate",
         _generate,
-        "Let a base, with an adapter or without, go on from a prompt.",
+        "Let a base, with or without an adapter, continue a prompt.",
         "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0",
     )
     _base_option(sub, gpt2=True)
@@ -329,7 +330,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--prompt",
         action="append",
-        help="the text to go on from; may be given again (every line of standard input, one after the other)",
+        help="the text to continue; may be given again (every line of standard input, one after the other)",
     )
     _replace_option(sub)
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
@@ -412,7 +413,7 @@ def _training_options(
         sub.add_argument(f"--{name}", type=kind, default=None if gpt2 else value, help=f"{text} ({value:g}{also})")
     sub.add_argument("--seed", type=int, default=0, help="of the start and of the batches (0)")
     sub.add_argument(
-        "--resume", action="store_true", help=f"go on from the checkpoint kept every {CHECKPOINT_EVERY} steps"
+        "--resume", action="store_true", help=f"continue from the checkpoint saved every {CHECKPOINT_EVERY} steps"
     )
 
 
@@ -501,7 +502,7 @@ def _adapt(options: Any) -> None:
     if tasks:
         _refuse_given(options, ("replace",), "is of text: string tasks have no other characters.")
     if options.adapter:
-        _refuse_given(options, tuple(_LORA), "is what the adapter has: leave it away, or --adapter.")
+        _refuse_given(options, tuple(_LORA), "is what the adapter has: omit it, or omit --adapter.")
     else:
         _set_defaults(options, _LORA_GPT2 if options.gpt2 else _LORA)
     _set_defaults(options, _ADAPT_GPT2 if options.gpt2 else _ADAPT)
@@ -776,7 +777,7 @@ class _Data:
             self.held_out = fixed(lambda rng: windows(rest, rows, context, rng), 4)
 
     def said(self, model: GPT) -> list[str]:
-        """The likeliest answers to three held-out questions, or how the model goes on from a held-out text."""
+        """The likeliest answers to three held-out questions, or how the model continues a held-out text."""
         if self.tasks:
             return [answer(model, asked) for asked, _ in self._questions()]
         longer = generate(model, self._start(), _SAMPLE[self.unit][1], temperature=0)
@@ -823,7 +824,7 @@ def _train(
     made_of: dict[str, str | None],
     clip: float | None,
 ) -> None:
-    """Train with a bar, keeping a checkpoint from which `--resume` goes on bit for bit.
+    """Train with a bar, keeping a checkpoint from which `--resume` continues bit for bit.
 
     `made_of`: digests of what the options name and a checkpoint does not hold.
     """
@@ -856,7 +857,7 @@ def _train(
             )
         except KeyboardInterrupt:
             if checkpoint.exists():
-                print(f"\nStopped. {checkpoint} is intact: the same command with --resume goes on.", file=sys.stderr)
+                print(f"\nStopped. {checkpoint} is intact: the same command with --resume continues.", file=sys.stderr)
             raise
 
 
@@ -874,10 +875,10 @@ def _check_same_run(options: Any, made_of: dict[str, str | None], checkpoint: Pa
         if saved.get(name, value) != value:
             raise ValueError(
                 f"{checkpoint} is of a run with --{name.replace('_', '-')} {saved[name]}, not {value}: "
-                "resume with the options it was started with, or leave --resume away."
+                "resume with the options it was started with, or omit --resume."
             )
     for name, what in (("data", "learned from another text"), ("adapter", "started from another adapter")):
         if notes.get("made_of", {}).get(name, made_of.get(name)) != made_of.get(name):
             raise ValueError(
-                f"{checkpoint} is of a run that {what}: resume with what it was started with, or leave --resume away."
+                f"{checkpoint} is of a run that {what}: resume with what it was started with, or omit --resume."
             )

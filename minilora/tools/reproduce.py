@@ -72,7 +72,7 @@ def reproduce(
             try:
                 with tqdm.external_write_mode():  # a bar makes way for the line, and comes back below it
                     decided(rows[claim.id])
-            except (OSError, ValueError) as error:  # as where nobody reads any more; the runs go on
+            except (OSError, ValueError) as error:  # as where nobody reads any more; the runs continue
                 unsaid.append(error)
 
     def finished(name: str, kept: dict[str, Any]) -> None:

@@ -125,7 +125,7 @@ def _labelled(label: str, text: str, columns: int) -> list[str]:
 
 
 def _numbers(row: Row, columns: int, shown: dict[str, str]) -> list[str]:
-    """The measurements as a table, with the mark of what the rule asks of one; a long name goes on in the next line."""
+    """The measurements as a table, with the mark of what the rule asks of one; a long name takes several lines."""
     cells = [[f"  {CELLS[0]}", *CELLS[1:]]]
     for m in row["measurements"]:
         name, *others = measurement_cells(m)

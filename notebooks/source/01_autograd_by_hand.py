@@ -139,7 +139,7 @@ print(f"c = 2(2x)² = 8x², so dc/dx at 1 is 16.  Tape: {x.grad:g}.  Naive recur
 # **Asked often: "RecursionError on deep graphs?"** The walk in `autograd.py` is a loop, not a recursion, so a chain of
 # 10,000 operations is no problem.
 #
-# **Asked often: "may I call `backward()` twice?"** Each node is let go while it is walked, so that memory is freed as
+# **Asked often: "may I call `backward()` twice?"** Each node is freed while it is walked, so that memory is freed as
 # early as possible. A second walk is an error in a full sentence, unless you ask to keep the graph; then it adds the
 # same gradient once more. Only leaves keep a gradient, and it adds up until `zero_grad()`.
 #

@@ -189,7 +189,7 @@ REFUSED = {
     "scaled by layer": ({"config": {"scale_attn_by_inverse_layer_idx": True}}, "scale_attn_by_inverse_layer_idx"),
     "another MLP": ({"config": {"n_inner": 20}}, "n_inner = 20; minilora's MLP is 4 × n_embd"),
     "no size": ({"config": {"n_embd": ...}}, "does not say n_embd"),
-    "a size of text": ({"config": {"n_embd": "8"}}, "sizes that cannot be: d_model must be a whole number"),
+    "a size of text": ({"config": {"n_embd": "8"}}, "impossible sizes: d_model must be a whole number"),
     "heads that do not divide": ({"config": {"n_head": 3}}, "divisible by n_heads"),
     "more layers than weights": ({"config": {"n_layer": 10**9}}, "have 2 layers; its config.json says 1000000000"),
     "wider than its weights": ({"config": {"n_embd": 10**8}}, r"has shape \(40, 8\); config.json asks for \(40, 10000"),

@@ -413,7 +413,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(base, capsys, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(cli, "batch_loss", _Stop(7))
         assert adapt(base, *options) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
     assert os.path.exists("a/checkpoint.npz")
     assert adapt(base, *options, "--resume") == 0
     with open("a/adapter_model.safetensors", "rb") as file:
