@@ -21,19 +21,20 @@ from .optim import adam
 from .scatter import embedding, getitem
 from .walk import walk
 
+# How many times as fast each makes its operation, forward and backward at d 64 (benchmarks/kernels.py, docs/speed.md)
 KERNELS: dict[str, Callable[..., Any]] = {
-    "walk": walk,
-    "Tensor.__add__": add,
-    "Tensor.__mul__": mul,
-    "Tensor.__getitem__": getitem,
-    "gelu": gelu,
-    "cross_entropy": cross_entropy,
-    "linear": linear,
-    "layer_norm": layer_norm,
-    "embedding": embedding,
-    "causal_attention": causal_attention,
-    "lora_linear": lora_linear,
-    "adam": adam,
+    "walk": walk,  # a whole step: 1.00 to 1.05
+    "Tensor.__add__": add,  # 1.3
+    "Tensor.__mul__": mul,  # 1.3
+    "Tensor.__getitem__": getitem,  # 1.2; slices are views
+    "gelu": gelu,  # 2.0
+    "cross_entropy": cross_entropy,  # 2.1
+    "linear": linear,  # 1.2
+    "layer_norm": layer_norm,  # 1.5
+    "embedding": embedding,  # 6.4
+    "causal_attention": causal_attention,  # 3.0
+    "lora_linear": lora_linear,  # 1.15
+    "adam": adam,  # 1.7
 }
 if os.environ.get("MINILORA_TEXTBOOK", "0") in ("", "0"):
     FASTER.update(KERNELS)

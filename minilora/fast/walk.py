@@ -37,7 +37,7 @@ def together(parents: Sequence[Tensor], backward: Backward) -> list[tuple[Tensor
 
 
 def walk(root: Node | Tensor, g: Array, retain_graph: bool) -> None:
-    """`autograd.walk`, adding in place where nobody else holds the array: 1.05 to 1.1 times as fast."""
+    """`autograd.walk`, adding in place where nobody else holds the array, without a copy at each leaf."""
     arrived: dict[Node | Tensor, Array] = {root: g}
     ours: set[Node | Tensor] = set()  # whose array nobody else holds, so that adding in place is safe
     leaves: list[Tensor] = []

@@ -536,7 +536,7 @@ def unfit(folder):
         ({"layers_to_transform": [5]}, "this model has no such module"),
         ({"enable_lora": [True, False, True]}, "uses enable_lora"),
         ({"target_modules": ["q_proj", "c_attn"]}, "'c_attn' matches no Linear"),
-        ({"target_modules": []}, "settings that cannot be"),
+        ({"target_modules": []}, "impossible settings"),
         ({"r": 3}, "shape"),
         ({"r": 0}, "at least 1, not 0"),
         ({"r": "2"}, "whole number"),
