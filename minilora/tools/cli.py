@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 import warnings
 import webbrowser
@@ -226,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,
-            description=text,
+            description=textwrap.fill(text, 80),
             epilog=f"example:\n  {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

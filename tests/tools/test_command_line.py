@@ -97,7 +97,10 @@ def test_info_and_help_show_what_they_should(capsys):
     ):  # fmt: skip
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
-        assert stop.value.code == 0 and f"example:\n  minilora {command}" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert stop.value.code == 0 and f"example:\n  minilora {command}" in out
+        wide = [line for line in out.splitlines() if len(line) > 80 and not line.startswith("  minilora ")]
+        assert not wide, wide
 
 
 def test_minilora_alone_shows_its_help_and_where_to_start(capsys):
