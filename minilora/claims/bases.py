@@ -20,12 +20,12 @@ from ..backend import backend_name
 from ..data import PRINTABLE, Batch, fixed, seeded, split, windows
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_model
-from ..interop.store import cached_model
 from ..nn import Module
 from ..optim import AdamW, cosine_schedule
 from ..tasks import PRETRAINING, WIDTH, string_batch
 from ..texts import english_text, python_source
 from ..training import batch_loss, train
+from .store import cached_model
 
 Draw = Callable[[np.random.Generator], Batch]
 Configuration = dict[str, Any]

@@ -40,12 +40,11 @@ from .claim import (
     Settings,
     always_equal,
     of,
-    repeats_for,
-    seconds_of,
     select,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, SKY
 from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
+from .stopwatch import repeats_for, seconds_of
 
 R, TARGETS = 4, ("q_proj", "v_proj")
 BATCH, TIME = 32, 20  # tokens of the memory run, as the string tasks are learned

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 import operator
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..backend import synchronize
 from .bases import SHIPPED
 
 HOLDS = "holds"
@@ -217,22 +215,6 @@ def _by_world(measurements: Sequence[Measurement]) -> dict[str, str]:
     """World -> the verdict of all that was judged there."""
     judged = {world: [m.verdict for m in measurements if m.verdict and m.part.judged_in == world] for world in WORLDS}
     return {world: worst(verdicts) for world, verdicts in judged.items() if verdicts}
-
-
-def seconds_of(call: Callable[[], Any], repeats: int = 1) -> float:
-    """How long a call takes; a GPU has finished it then, and not merely been told."""
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
-def repeats_for(call: Callable[[], Any], seconds: float) -> int:
-    """How often a call fits into that time, once it is warm; at least once."""
-    call()
-    return max(1, round(seconds / seconds_of(call)))
 
 
 # ---- rules -------------------------------------------------------------------------------------------

@@ -36,11 +36,10 @@ from .claim import (
     each,
     mean,
     of,
-    repeats_for,
-    seconds_of,
     select,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
+from .stopwatch import repeats_for, seconds_of
 
 SHAPES: dict[
     tuple[int, int], tuple[str, float, float]

@@ -16,9 +16,9 @@ from typing import Any
 
 from .. import __version__
 from ..interop.files import read_json, write_atomically, write_text
-from ..interop.store import keep_result, kept_result
 from .claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Claim, Runs, Settings
 from .figures import save_figure
+from .store import keep_result, kept_result
 
 Row = dict[str, Any]
 SCHEMA = 3  # of claims.json, which docs/report.md describes; the first had words only, the second no rules of parts

@@ -35,9 +35,9 @@ from .claim import (
     deviation,
     mean,
     of,
-    seconds_of,
 )
 from .figures import BLUE, GRAY, GREEN, ORANGE
+from .stopwatch import seconds_of
 
 TASKS = ("revupper", "pairs")
 R, STEPS = 8, 150

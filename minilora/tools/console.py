@@ -54,3 +54,30 @@ def _has_colours() -> bool:
     if os.name == "nt":
         return "WT_SESSION" in os.environ  # the old console shows the codes themselves
     return os.environ.get("TERM", "dumb") != "dumb"
+
+
+def say(text: str) -> None:
+    """Print now, and say so where it cannot be printed: Python itself would at its end, too late for an exit status."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ValueError(f"The output cannot be written: {error.strerror or error}.") from error
+
+
+def is_conversation() -> bool:
+    """Whether somebody types here and reads the answers."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def check_text(arguments: list[str], what: str = "argument") -> None:
+    """Raise `ValueError` for one that is no text, such as bytes of another encoding."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"The {what} {argument!r} holds bytes that are no {sys.getfilesystemencoding()} text: "
+                "write it in that encoding; a file of such a name needs another one."
+            ) from error

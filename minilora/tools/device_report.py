@@ -14,7 +14,7 @@ from .. import __version__
 from .. import functional as F
 from ..autograd import Tensor
 from ..backend import asarray, backend_name, device_count, to_numpy, use_array_library
-from ..claims.claim import seconds_of
+from ..claims.stopwatch import seconds_of
 from ..data import Batch
 from ..gpt import GPT, GPTConfig
 from ..gradient_check import gradcheck

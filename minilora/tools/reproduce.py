@@ -21,8 +21,8 @@ from ..claims.claim import Claim, Configuration, Result, Runs, Settings
 from ..claims.figures import check_figures
 from ..claims.page import write_page
 from ..claims.report import Row, draw_figures, make_row, report_files, write_report
+from ..claims.store import check_keeping, keep_result, kept_result, key
 from ..interop.files import check_output
-from ..interop.store import check_keeping, keep_result, kept_result, key
 from .screen import duration
 from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep, tell
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.tools import cli, console
+from minilora.tools import cli, console, learning, models
 from minilora.tools.cli import main
+from minilora.tools.commands import generate
 
 TINY = ["--d-model", "16", "--layers", "1", "--heads", "2", "--batch", "4"]
 
@@ -56,7 +57,7 @@ def test_pretrain_adapt_generate_merge(base, capsys):
 def test_generating_ends_where_an_answer_does_or_where_told(base, capsys, monkeypatch):
     """A base of string tasks ends with the line, merged too; --stop names another end, or none."""
     asked = []
-    monkeypatch.setattr(cli, "generate_text", lambda *_, **settings: asked.append(settings["stop"]) or "")
+    monkeypatch.setattr(generate, "generate_text", lambda *_, **settings: asked.append(settings["stop"]) or "")
     assert adapt(base) == 0 and main(["merge", "--base", base, "--adapter", "a", "--out", "m.npz"]) == 0
     with open("text.txt", "w") as file:
         file.write("some plain text. " * 200)
@@ -128,7 +129,7 @@ def test_adapt_shows_three_held_out_answers_before_and_after(base, capsys):
     said = capsys.readouterr().out
     rows = [line.split() for line in said.splitlines() if re.match(r"  2[a-p]{4,8}> ", line)]
     assert len(rows) == 3 and all(right == asked[1:-1].upper() for asked, right, *_ in rows)
-    held_out = cli.fixed(cli.string_draw(("upper",), 256, held_out=True), 2)[0][0]
+    held_out = learning.fixed(learning.string_draw(("upper",), 256, held_out=True), 2)[0][0]
     assert [asked[:-1] for asked, *_ in rows] == [ml.data.PRINTABLE.decode(ids).split(">")[0] for ids in held_out[:3]]
     assert "held out, before: " in said and "\nheld out, after:  " in said
     assert max(map(len, said.splitlines())) <= 80
@@ -176,8 +177,8 @@ GENERATE = ["generate", "--base", "strings", "--temperature", "0"]
 
 def test_generate_without_a_prompt_reads_one_a_line(capsys, monkeypatch):
     loads = []
-    original = cli.load_base
-    monkeypatch.setattr(cli, "load_base", lambda name: loads.append(name) or original(name))
+    original = models.load_base
+    monkeypatch.setattr(models, "load_base", lambda name: loads.append(name) or original(name))
     monkeypatch.setattr("sys.stdin", Typed("0badge>\n\n2badge>\n1badge>"))
     assert main(GENERATE) == 0
     said = capsys.readouterr()
@@ -308,9 +309,9 @@ def test_replacing_changes_nothing_that_resume_compares(capsys, monkeypatch):
         file.write("to be or not to be " * 100)
     command = ["adapt", "--base", "text", "--text", "text.txt", "--steps", "5", "--batch", "2", "--context", "16"]
     command += ["--r", "1", "--out", "a"]
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr(learning, "CHECKPOINT_EVERY", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "batch_loss", _Stop(3))
+        patch.setattr(learning, "batch_loss", _Stop(3))
         assert main(command) == 130
     assert main([*command, "--replace", "--resume"]) == 0
 
@@ -382,9 +383,9 @@ def test_budget_of_a_preset_and_of_a_base(base, capsys):
 
 
 def test_divergence_names_the_step(base, capsys, monkeypatch):
-    original = cli.batch_loss
+    original = learning.batch_loss
     monkeypatch.setattr(
-        cli, "batch_loss", lambda *a: lambda step: original(*a)(step) * (float("inf") if step == 2 else 1)
+        learning, "batch_loss", lambda *a: lambda step: original(*a)(step) * (float("inf") if step == 2 else 1)
     )
     assert adapt(base) == 2
     assert "the loss became inf at step 2" in capsys.readouterr().err
@@ -395,7 +396,7 @@ class _Stop:
     """batch_loss that is interrupted, as by Ctrl-C, at one step."""
 
     def __init__(self, step):
-        self.step, self.original = step, cli.batch_loss
+        self.step, self.original = step, learning.batch_loss
 
     def __call__(self, model, batches):
         def loss(step):
@@ -407,14 +408,14 @@ class _Stop:
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(base, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(learning, "CHECKPOINT_EVERY", 4)
     options = ["--steps", "10", "--dropout", "0.3", "--lr", "0.05"]
     assert adapt(base, *options) == 0
     with open("a/adapter_model.safetensors", "rb") as file:
         unbroken = file.read()
     os.remove("a/adapter_model.safetensors")
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "batch_loss", _Stop(7))
+        patch.setattr(learning, "batch_loss", _Stop(7))
         assert adapt(base, *options) == 130
     assert "--resume continues" in capsys.readouterr().err
     assert os.path.exists("a/checkpoint.npz")
@@ -440,9 +441,9 @@ def test_resume_without_a_checkpoint_starts_at_step_0(base, capsys):
     ids=lambda value: value[0],
 )
 def test_resuming_with_other_options_is_refused(base, capsys, monkeypatch, option, said):
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(learning, "CHECKPOINT_EVERY", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "batch_loss", _Stop(7))
+        patch.setattr(learning, "batch_loss", _Stop(7))
         assert adapt(base, "--steps", "10") == 130
     with open("a/checkpoint.npz", "rb") as file:
         before = file.read()
@@ -453,9 +454,9 @@ def test_resuming_with_other_options_is_refused(base, capsys, monkeypatch, optio
 
 
 def test_a_checkpoint_of_adapt_holds_no_base_and_goes_back_to_its_own(base, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(learning, "CHECKPOINT_EVERY", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "batch_loss", _Stop(7))
+        patch.setattr(learning, "batch_loss", _Stop(7))
         assert adapt(base, "--steps", "10") == 130
     with np.load("a/checkpoint.npz") as file:
         assert {name.rsplit(".", 1)[-1] for name in file.files if name.startswith("model/")} == {"lora_A", "lora_B"}

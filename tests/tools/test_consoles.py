@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from minilora.tools import cli
 from minilora.tools.cli import main
+from minilora.tools.commands import reproduce
 
 pytestmark = pytest.mark.numpy_only("the command line runs in processes of its own")
 
@@ -95,7 +95,7 @@ def test_the_report_is_printed_with_what_the_console_has(monkeypatch, tmp_path):
     console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", console)
     row = {"id": "rank", "short": "ΔW", "key": "≥ α", "verdict": "holds", "verdicts": {"text": "holds"}}
-    monkeypatch.setattr(cli, "reproduce", lambda *_, decided, **__: decided(row))
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_, decided, **__: decided(row))
     assert main(["reproduce", "--out", str(tmp_path)]) == 0
     said = console.buffer.getvalue().decode("cp1252")
     assert ". y .  ?W" in said and "? ?" in said and "y holds  n does not hold  ~ within noise  . not judged" in said

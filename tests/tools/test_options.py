@@ -14,9 +14,10 @@ from helpers import gpt2_folder
 
 import minilora as ml
 from minilora.lora import lora_layers, shared_adapter
-from minilora.tools import cli
+from minilora.tools import cli, learning, models, options
 from minilora.tools import reproduce as tools
 from minilora.tools.cli import main
+from minilora.tools.commands import pretrain, reproduce
 
 TINY = ["--steps", "2", "--batch", "2", "--d-model", "16", "--layers", "1", "--heads", "2"]
 # each command with all that it requires; so it would run, were it not for what a test adds
@@ -49,7 +50,7 @@ COMPLETE = {
 def made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cli, "reproduce", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_, **__: None)
     Path("text.txt").write_text("to be or not to be " * 100)
     assert main(["pretrain", "--task", "copy", *TINY, "--out", "base.npz"]) == 0
 
@@ -89,9 +90,9 @@ REAL = ["-1", "0", "nan", "inf", "-inf", "1e400", "x", ""]
 
 
 def test_there_are_numbers_to_try_and_each_has_a_range():
-    options = {option.removeprefix("--").replace("-", "_") for _, option, _ in numeric_options()}
+    numbers = {option.removeprefix("--").replace("-", "_") for _, option, _ in numeric_options()}
     assert len(numeric_options()) >= 25
-    assert options == cli._WHOLE.keys() | cli._NUMBERS.keys()
+    assert numbers == options.WHOLE.keys() | options.NUMBERS.keys()
 
 
 @pytest.mark.parametrize(("command", "option", "whole"), numeric_options(), ids=lambda value: str(value))
@@ -113,7 +114,7 @@ def test_the_ends_of_a_range_are_no_traceback(command, option, whole, capsys):
     """They run, or are refused in a sentence. No huge sizes here: what memory there is decides those."""
     values = ["0" if option in ZERO else "1"]
     if option in ("--seed", "--top-k", "--r", "--heads", "--time", "--workers", "--seeds"):
-        values.append(str(cli._WHOLE[option[2:].replace("-", "_")][1]))
+        values.append(str(options.WHOLE[option[2:].replace("-", "_")][1]))
     if not whole:
         values += ["5e-324"] if option == "--dropout" else ["5e-324", "1.7e308"]
     for value in values:
@@ -128,7 +129,7 @@ def test_what_does_not_fit_into_memory_is_said_in_a_sentence(capsys, monkeypatch
     def full(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(cli, "GPT", full)
+    monkeypatch.setattr(pretrain, "GPT", full)
     assert "not enough memory" in refused(COMPLETE["pretrain"], capsys)
 
 
@@ -173,7 +174,7 @@ ADAPT = ["adapt", "--base", "base.npz", "--out", "new"]
     ],
 )  # fmt: skip
 def test_an_option_that_would_be_ignored_is_refused(arguments, said, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "tune", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr(reproduce, "tune", lambda *_, **__: pytest.fail("work began"))
     assert said in refused(arguments, capsys)
 
 
@@ -191,8 +192,8 @@ def interrupted(monkeypatch):
 
     def run(command):
         with monkeypatch.context() as patch:
-            patch.setattr(cli, "CHECKPOINT_EVERY", 4)
-            original = cli.batch_loss
+            patch.setattr(learning, "CHECKPOINT_EVERY", 4)
+            original = learning.batch_loss
 
             def stopping(model, batches):
                 def loss(step):
@@ -202,7 +203,7 @@ def interrupted(monkeypatch):
 
                 return loss
 
-            patch.setattr(cli, "batch_loss", stopping)
+            patch.setattr(learning, "batch_loss", stopping)
             assert main(command) == 130
 
     return run
@@ -315,7 +316,7 @@ def test_going_on_is_what_the_library_computes(old):
     config, _ = adapter_of("old")
     parameters = ml.add_lora(model, config, seed=3)
     ml.load_adapter(model, "old")
-    loss = ml.batch_loss(model, cli.seeded(cli.string_draw(("upper",), 2), 3))
+    loss = ml.batch_loss(model, learning.seeded(learning.string_draw(("upper",), 2), 3))
     ml.train(model, ml.Adam(parameters, 0.1), loss, 10, schedule=ml.linear_schedule(10))
     for name, array in adapter_of("on")[1].items():
         np.testing.assert_array_equal(array, ml.lora_state_dict(model)[name])
@@ -396,7 +397,7 @@ def test_warnings_of_a_product_that_is_finite_end_no_command(monkeypatch):
 def test_a_warning_that_python_was_told_to_raise_is_a_sentence(capsys, monkeypatch):
     import warnings
 
-    monkeypatch.setattr(cli, "load_model", lambda name: warnings.warn("It is made again.", stacklevel=1))
+    monkeypatch.setattr(models, "load_model", lambda name: warnings.warn("It is made again.", stacklevel=1))
     assert "It is made again." in refused(COMPLETE["generate"], capsys)
 
 

@@ -12,9 +12,10 @@ from helpers import lora_gpt, tiny_gpt
 import minilora as ml
 from minilora.interop.files import check_output, write_atomically, write_text
 from minilora.interop.peft import CONFIG, WEIGHTS
-from minilora.tools import cli
+from minilora.tools import learning, models
 from minilora.tools import reproduce as tools
 from minilora.tools.cli import main
+from minilora.tools.commands import adapt, merge
 
 TINY = ["--steps", "2", "--batch", "2", "--d-model", "16", "--layers", "1", "--heads", "2"]
 BASE = ["--base", "base.npz"]
@@ -90,7 +91,13 @@ def no_work(monkeypatch):
     def began(*_, **__):
         raise AssertionError("work began")
 
-    for module, name in ((cli, "train"), (cli, "load_model"), (cli, "load_adapter"), (tools, "_sweep")):
+    for module, name in (
+        (learning, "train"),
+        (models, "load_model"),
+        (merge, "load_adapter"),
+        (adapt, "load_adapter"),
+        (tools, "_sweep"),
+    ):
         monkeypatch.setattr(module, name, began)
 
 

@@ -16,9 +16,9 @@ import pytest
 from made_up_report import report_rows
 
 from minilora import claims
-from minilora.claims import bases, tuning
+from minilora.claims import bases, store, tuning
 from minilora.claims.claim import Experiment, Settings
-from minilora.interop import files, store
+from minilora.interop import files
 from minilora.tools import reproduce as tools
 from minilora.tools.cli import main
 from minilora.tools.sweep import WorkerDiedError, process_pool, sweep
@@ -237,12 +237,12 @@ def test_the_lines_do_not_stand_within_the_bar(three_claims, tmp_path, monkeypat
 
 
 def test_reproduce_prints_the_head_once_the_lines_and_the_page_to_open(tmp_path, monkeypatch, capsys):
-    from minilora.tools import cli
+    from minilora.tools.commands import reproduce as command
 
     opened = []
     rows = [row for row in report_rows() if row["id"] in ("rank", "low_data")]
-    monkeypatch.setattr(cli, "reproduce", lambda *_, decided, **__: [decided(row) for row in rows])
-    monkeypatch.setattr(cli.webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
+    monkeypatch.setattr(command, "reproduce", lambda *_, decided, **__: [decided(row) for row in rows])
+    monkeypatch.setattr(command.webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
     monkeypatch.setenv("COLUMNS", "80")
     command = ["reproduce", "--claim", "rank", "low_data", "--out", str(tmp_path), "--open"]
     assert main(command) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.interop import store
+from minilora.claims import store
 from minilora.tools.sweep import process_pool, sweep, tell
 
 

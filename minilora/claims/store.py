@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from ..gpt import GPT
-from .checkpoint import CheckpointError, load_model, read_notes, save_checkpoint
-from .files import check_output, digest, output_place, parse_json, write_text
+from ..interop.checkpoint import CheckpointError, load_model, read_notes, save_checkpoint
+from ..interop.files import check_output, digest, output_place, parse_json, write_text
 
 
 def cache_folder() -> Path:

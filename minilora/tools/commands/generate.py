@@ -1,0 +1,111 @@
+"""`minilora generate`: what a model says."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...generate import generate_text
+from ...interop.peft import load_adapter
+from ...tasks import LETTERS, LONGEST, SHORTEST
+from ..console import check_text, is_conversation, say
+from ..models import known, model_of, stop_of
+from ..options import base_option, replace_option
+
+QUESTION = f"[0-9][{LETTERS}]{{{SHORTEST},{LONGEST}}}>"  # as a string task is asked
+
+TEXT = "Let a base, with or without an adapter, continue a prompt."
+EXAMPLE = "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0"
+
+
+def options(sub: argparse.ArgumentParser) -> None:
+    base_option(sub, gpt2=True)
+    sub.add_argument("--adapter", type=Path, help="an adapter's folder")
+    sub.add_argument(
+        "--prompt",
+        action="append",
+        help="the text to continue; may be given again (every line of standard input, one after the other)",
+    )
+    replace_option(sub)
+    sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
+    sub.add_argument(
+        "--temperature", type=float, default=0.8, help="0 is greedy: --top-k and --seed change nothing then (0.8)"
+    )
+    sub.add_argument("--top-k", type=int, default=None, help="choose among the k likeliest")
+    sub.add_argument("--seed", type=int, default=0, help="of the choices (0)")
+    sub.add_argument(
+        "--stop",
+        metavar="TEXT",
+        help=r"end before this text, \n for a newline (string tasks: \n; GPT-2: its end token; '' for nothing)",
+    )
+
+
+def run(options: Any) -> None:
+    model, vocabulary = model_of(options)
+    if options.adapter:
+        load_adapter(model, options.adapter)
+    stop = stop_of(options) if options.stop is None else options.stop.replace("\\n", "\n")
+    settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed, "stop": stop or None}
+
+    def go_on(prompt: str) -> None:
+        say(generate_text(model, vocabulary, known(options, prompt, vocabulary), options.length, **settings))
+        if options.base == "strings" and not re.match(QUESTION, prompt):
+            print(
+                f"minilora generate: the base has only seen lines such as 3badge>: a digit, {SHORTEST} to {LONGEST} "
+                f"letters from a to {LETTERS[-1]}, and >.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    if options.prompt is None:
+        _for_each_line(go_on)
+    for prompt in options.prompt or ():
+        go_on(prompt)
+
+
+def _for_each_line(do: Callable[[str], None]) -> None:
+    """Do it with every line of standard input; one that is refused costs a sentence, not the others.
+
+    Raises `ValueError` at the end where one of a file or a pipe was refused.
+    """
+    refused = 0
+    for text in _lines():
+        try:
+            check_text([text], "prompt")
+            do(text)
+        except ValueError as error:
+            print(f"minilora generate: {error}", file=sys.stderr, flush=True)
+            refused += 1
+    if refused and not is_conversation():
+        raise ValueError(f"{refused} prompt{'s were' if refused > 1 else ' was'} refused, as said above.")
+
+
+def _lines() -> Iterator[str]:
+    """The lines of standard input that are not empty; on a terminal, with a sign where one may be typed."""
+    if sys.stdin is None:
+        raise ValueError("There is no standard input to read prompts from: give one with --prompt.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their own line only
+    sign = "> " if is_conversation() else ""
+    if sign:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (arrow keys, and earlier lines)
+        say(f"Type a prompt and press Enter; {'Ctrl-Z and Enter' if os.name == 'nt' else 'Ctrl-D'} ends.")
+    while True:
+        try:
+            text = input(sign).removesuffix("\r")
+        except EOFError:
+            break
+        except OSError as error:
+            raise ValueError(f"Standard input cannot be read: {error.strerror or error}.") from error
+        if text:
+            yield text
+    if sign:
+        say("")

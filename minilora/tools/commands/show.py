@@ -1,0 +1,32 @@
+"""`minilora show`: one claim of a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ...claims import CLAIMS
+from ...claims.report import read_report
+from ..console import program, say
+from ..screen import claim_list, claim_whole, console, find_row
+from .reproduce import REPORT
+
+TEXT = "One claim whole, from the report of reproduce: what the paper says, the rule, every number, the verdicts."
+EXAMPLE = "minilora show rank"
+
+
+def options(sub: argparse.ArgumentParser) -> None:
+    names = ", ".join(claim.id for claim in CLAIMS)
+    sub.add_argument("claim", metavar="NAME", nargs="?", help=f"the claim (without: a list): {names}")
+    sub.add_argument("--out", type=Path, default=REPORT, help=f"folder of the report ({REPORT})")
+
+
+def run(options: Any) -> None:
+    rows, settings = read_report(options.out)
+    columns, signs = console()
+    if options.claim is not None:
+        say(claim_whole(find_row(rows, options.claim), settings, options.out, columns, signs))
+    else:
+        out = "" if options.out == REPORT else f" --out {options.out}"
+        say(f"{claim_list(rows, signs)}\n\nOne of them whole: {program()} show {rows[0]['id']}{out}")

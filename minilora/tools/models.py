@@ -1,0 +1,58 @@
+"""The model that --base or --gpt2 names, and how its text becomes ids."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..claims.bases import load_base
+from ..data import PRINTABLE, TextCodec, Vocabulary
+from ..gpt import GPT
+from ..interop.checkpoint import load_model, read_notes
+from ..interop.gpt2 import Tokenizer, load_gpt2
+from ..texts import replace_unknown
+from .options import refuse_given
+
+
+def model_of(options: Any) -> tuple[GPT, TextCodec]:
+    """The base that --base or --gpt2 names, and how its text becomes ids."""
+    if options.gpt2:
+        refuse_given(options, ("replace",), "is of a base of characters: GPT-2's tokenizer reads every text.")
+        tokenizer = Tokenizer(options.gpt2)  # first, since it is quick to say what is missing
+        model = load_gpt2(options.gpt2)
+        if len(tokenizer) > model.config.vocab_size:
+            raise ValueError(
+                f"The tokenizer in {options.gpt2} has {len(tokenizer)} tokens and the model knows "
+                f"{model.config.vocab_size}: they do not belong together."
+            )
+        return model, tokenizer
+    return base_of(options.base)
+
+
+def base_of(name: str) -> tuple[GPT, Vocabulary]:
+    """A recipe's base from the cache, made now if need be, or a file of `minilora pretrain`."""
+    if name in ("strings", "text"):
+        return load_base(name), PRINTABLE
+    model = load_model(name)
+    return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
+
+
+def known(options: Any, text: str, vocabulary: TextCodec) -> str:
+    """The text; with --replace as the base can read it, and how many characters that took is said."""
+    if not options.replace:
+        return text
+    assert isinstance(vocabulary, Vocabulary)
+    text, count = replace_unknown(text, vocabulary)
+    if count:
+        plural = "s that the base does not know were" if count > 1 else " that the base does not know was"
+        print(f"minilora {options.name}: {count:,} character{plural} replaced.", file=sys.stderr, flush=True)
+    return text
+
+
+def stop_of(options: Any) -> str | None:
+    """Where an answer of the base ends: string tasks end with their line."""
+    if getattr(options, "gpt2", None):
+        return None  # its tokenizer knows
+    if options.base in ("strings", "text"):
+        return "\n" if options.base == "strings" else None
+    return read_notes(options.base).get("stop")

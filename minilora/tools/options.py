@@ -1,0 +1,116 @@
+"""Options that several commands share, their ranges, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..claims import tuning
+from ..tasks import TASKS, WIDTH, check_task
+from .learning import CHECKPOINT_EVERY
+
+# The least and the most of every whole number that can be said, whatever the command.
+_SIZE, _COUNT = 10**6, 10**9
+WHOLE: dict[str, tuple[int, int]] = {
+    "seeds": (1, tuning.BASE),  # that base is for tuning
+    **dict.fromkeys(("d_model", "layers", "heads", "context", "batch", "time", "r"), (1, _SIZE)),
+    **dict.fromkeys(("steps", "workers", "top_k"), (1, _COUNT)),
+    "length": (0, _COUNT),
+    "seed": (0, 2**63 - 1),
+}
+# What every other number must be, and in words.
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "lr": (lambda x: 0 <= x < math.inf, "a finite number, at least 0"),
+    "alpha": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+    "dropout": (lambda x: 0 <= x < 1, "a number, at least 0 and less than 1"),
+    "temperature": (lambda x: 0 <= x < math.inf, "a finite number, at least 0 (greedy)"),
+}
+
+
+def check_numbers(options: Any) -> None:
+    """Raise `ValueError` for a number out of range, in the words of the command line."""
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in WHOLE and value is not None:
+            least, most = WHOLE[name]
+            if value < least:
+                raise ValueError(f"{option} must be at least {least}, not {value}.")
+            if value > most:
+                raise ValueError(f"{option} must be at most {most:,}, not {value}.")
+        elif name in NUMBERS and value is not None:
+            fits, words = NUMBERS[name]
+            if not fits(value):
+                raise ValueError(f"{option} must be {words}, not {value}.")
+
+
+def refuse_given(options: Any, names: Sequence[str], why: str) -> None:
+    """Raise `ValueError` for the first of these options that was given: it would be ignored."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value is not False and value != []:
+            raise ValueError(f"--{name} {why}")
+
+
+def names_of(option: str, given: str) -> tuple[str, ...]:
+    """The names in a list with commas. Raises `ValueError` where one is empty."""
+    names = tuple(given.split(","))
+    if not all(names):
+        raise ValueError(f"--{option} must be one name or more, with a comma between two, not {given!r}.")
+    return names
+
+
+def tasks_of(options: Any) -> tuple[str, ...]:
+    """The string tasks that --task names; none without it."""
+    if options.task is None:
+        return ()
+    names = names_of("task", options.task)
+    for name in names:
+        check_task(name)
+    refuse_given(options, ("context",), f"is of text: string tasks have {WIDTH} positions.")
+    return names
+
+
+def set_defaults(options: Any, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:
+    group = sub.add_mutually_exclusive_group(required=True)
+    group.add_argument("--base", help='"strings" or "text", which come with minilora, or a file of pretrain')
+    if gpt2:
+        group.add_argument(
+            "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
+        )
+
+
+def replace_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--replace",
+        action="store_true",
+        help='replace characters that the base does not know: curly quotes by straight ones, é by e, others by "?"',
+    )
+
+
+def data_options(sub: argparse.ArgumentParser, text: str) -> None:
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--task", help=f"string tasks, comma between: {', '.join(TASKS)}; {text}")
+    group.add_argument("--text", type=Path, help="a UTF-8 text file")
+
+
+def training_options(
+    sub: argparse.ArgumentParser, lr: float, steps: int, batch: int, gpt2: dict[str, Any] | None = None
+) -> None:
+    """`gpt2` holds other defaults for that base; which ones stand is known once the base is."""
+    sub.add_argument("--steps", type=int, default=steps, help=f"({steps})")
+    for name, kind, value, text in (("lr", float, lr, "learning rate"), ("batch", int, batch, "sequences a step")):
+        also = f"; GPT-2: {gpt2[name]:g}" if gpt2 else ""
+        sub.add_argument(f"--{name}", type=kind, default=None if gpt2 else value, help=f"{text} ({value:g}{also})")
+    sub.add_argument("--seed", type=int, default=0, help="of the start and of the batches (0)")
+    sub.add_argument(
+        "--resume", action="store_true", help=f"continue from the checkpoint saved every {CHECKPOINT_EVERY} steps"
+    )
