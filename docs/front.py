@@ -61,7 +61,7 @@ def korean_key(row: dict[str, Any]) -> str:
             return f"ΔW가 {worst:.0e}까지 같음"
         case "init_scaling":
             moved = mean("doublings of the best lr from r = 1 to 64, α/r", "text")
-            return f"r = 1에서 64까지 학습률이 2^{moved:+.1f}배"
+            return f"텍스트: r = 1에서 64까지 학습률이 2^{moved:+.1f}배"
         case "rank":
             on_text = mean("gap closed, r = 8", "text")
             return f"r = 8이 풀의 {mean('share of full fine-tuning, r = 8'):.3g} %, 텍스트는 {on_text:.0f} %"
@@ -69,14 +69,13 @@ def korean_key(row: dict[str, Any]) -> str:
             (best, name), (lead, leader) = largest("answered,", "strings", 1), largest("lead of q, v over", "text", -1)
             return f"q, v {mean('answered, q, v'):.0f} %, {name} {best:.0f} %; 텍스트는 {leader}가 {lead:.2f}비트 앞섬"
         case "rivals":
-            names_of = [m["name"].removeprefix("lead of lora q,v 4 over ") for m in row["measurements"]]
-            rival = max(
-                mean(f"answered, {name}")
-                for name in names_of
-                if (f"lead of lora q,v 4 over {name}", "strings") in names
-            )
-            lora, full = mean("answered, lora q,v 4"), mean("answered, full")
-            return f"LoRA {lora:.0f} %, 풀 {full:.0f} %, 최고의 다른 방법 {rival:.0f} %"
+            prefix = "lead of lora q,v 4 over "
+            rivals = [name.removeprefix(prefix) for name, world in names if world == "strings" and prefix in name]
+            rival = max(mean(f"answered, {name}") for name in rivals)
+            lora = mean("answered, lora q,v 4")
+            lead = mean("lead of lora q,v 4 over the best rival", "text")
+            said = f"{abs(lead):.2f}비트 {'앞섬' if lead > 0 else '뒤짐'}"
+            return f"LoRA {lora:.0f} %, 다른 방법 {rival:.0f} %; 텍스트는 {said}"
         case "latency":
             middles = [m["quartiles"][1] for m in row["measurements"] if m["name"].startswith("LoRA merged over base")]
             return f"베이스 시간의 {min(middles):.3f}~{max(middles):.3f}배"
@@ -88,7 +87,7 @@ def korean_key(row: dict[str, Any]) -> str:
         case "low_data":
             errors = [mean(f"excess error, {method}", "exact") for method in ("r = 2", "full")]
             gap = mean("lora q,v 8 minus full, mean")
-            return f"오차 {errors[0]:.2f}, 풀 {errors[1]:.2f}; 문자열은 {gap:+.0f} %"
+            return f"심어 둔 문제 {errors[0]:.2f}, 풀 {errors[1]:.2f}; 문자열은 {gap:+.0f} %"
         case "intrinsic_dimension":
             share, total = mean("share of full fine-tuning, n = 4,096"), mean("trained parameters, full")
             return f"{total:,.0f}차원 중 4,096개로 풀의 {share:.3g} %"

@@ -192,7 +192,7 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    return f"rate {mean(drift(runs, 'alpha/r')):+.1f} doublings from r = 1 to 64"
+    return f"text: rate {mean(drift(runs, 'alpha/r')):+.1f} doublings, r = 1 to 64"
 
 
 def measured(runs: Runs) -> str:

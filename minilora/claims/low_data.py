@@ -200,7 +200,7 @@ PARTS = (
 
 def key(runs: Runs) -> str:
     small, full = mean(excess(runs, RANK)), mean(excess(runs, "full"))
-    return f"error {small:.2f}, full {full:.2f}; on strings {100 * mean(mean_gap(runs)):+.0f} %"
+    return f"planted {small:.2f}, full {full:.2f}; strings {100 * mean(mean_gap(runs)):+.0f} %"
 
 
 def measured(runs: Runs) -> str:

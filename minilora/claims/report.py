@@ -191,10 +191,10 @@ def how_made(settings: Settings) -> str:
     """A sentence or two on what stands behind the numbers."""
     bases = f"{settings.seeds} base{'s' if settings.seeds > 1 else ''}"
     if settings.quick:
-        return f"{quick_words(settings)} Fewer and shorter runs, none on text; the rules are those of the full run."
+        return f"{quick_words(settings)} Hardly any run is on text; the rules are those of the full run."
     return (
         f"A full run, {bases} behind every stochastic number. An interval is two standard errors either side of the "
-        "mean, ± the sample standard deviation."
+        "mean, and of a clock the quartiles beside the median; ± is the sample standard deviation."
     )
 
 
@@ -222,12 +222,15 @@ CELLS = ("number", "world", "mean", "interval", "n")
 
 
 def measurement_cells(measurement: dict[str, Any]) -> tuple[str, str, str, str, str]:
-    """Name, world, mean with its unit, its interval (nothing for a single value), and n."""
-    m, interval = measurement, measurement["interval"]
+    """Name, world, mean with its unit, its interval (nothing for a single value), and n; of a clock the median."""
+    m, interval, value = measurement, measurement["interval"], measurement["value"]
+    if m.get("quartiles") and m["n"] > 1:  # of a clock, whose mean a single slow round would move
+        low, value, high = m["quartiles"]
+        interval = [low, high]
     low_high = "" if interval is None else f"{number(interval[0])} to {number(interval[1])}"
     if interval and interval[0] == interval[1]:
         low_high = "all equal"
-    return m["name"], m["world"], number(m["value"], m["unit"]), low_high, str(m["n"])
+    return m["name"], m["world"], number(value, m["unit"]), low_high, str(m["n"])
 
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:

@@ -78,6 +78,12 @@ def lead(runs: Runs, rival: str) -> list[float]:
     return each(operator.sub, accuracy(runs, LORA), accuracy(runs, rival))
 
 
+def lead_on_text(runs: Runs) -> list[float]:
+    """Of every base, in bits, over the rival with the lowest mean loss; negative where that is ahead."""
+    found = [b for m in ON_TEXT if (b := bits(runs, m))]
+    return each(lambda rival, lora: rival - lora, min(found, key=mean), bits(runs, LORA)) if found else []
+
+
 PARTS = (
     *(Part(f"answered, {m}", "strings", of(accuracy, m), "%") for m in (*RIVALS, *LORAS, "full")),
     Part(
@@ -101,6 +107,7 @@ PARTS = (
     ),
     *(Part(f"answered after {LONG:,} steps, {m}", "strings", of(accuracy, m, LONG), "%") for m in LONGER),
     *(Part(f"loss, {m}", "text", of(bits, m), "bits") for m in (*ON_TEXT, *LORAS_ON_TEXT, "full")),
+    Part(f"lead of {LORA} over the best rival", "text", lead_on_text, "bits"),
 )
 
 
@@ -111,6 +118,9 @@ def rivals_run(runs: Runs) -> list[str]:
 def key(runs: Runs) -> str:
     lora, full = mean(accuracy(runs, LORA)), mean(accuracy(runs, "full"))
     best = max(mean(accuracy(runs, m)) for m in rivals_run(runs))
+    if leads := lead_on_text(runs):
+        said = f"{abs(mean(leads)):.2f} {'ahead' if mean(leads) > 0 else 'behind'}"
+        return f"LoRA {100 * lora:.0f} %, rivals {100 * best:.0f}; text {said}"
     return f"LoRA {100 * lora:.0f} %, full {100 * full:.0f} %, best rival {100 * best:.0f} %"
 
 

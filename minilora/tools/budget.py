@@ -34,6 +34,7 @@ from ..claims.paper_figures import (
 from ..data import PRINTABLE
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_model
+from .console import program
 
 _SIZES = ("context_length", "d_model", "n_layers", "n_heads")
 _WIDTH = 80  # columns of a terminal that is never wider
@@ -147,7 +148,7 @@ def _paper_text(figures: Sequence[PaperFigure], full: bool) -> str:
                 _arithmetic(figure) + note, _WIDTH, initial_indent=indent, subsequent_indent=indent * 2
             )
     if not full:
-        lines += ["", "The formula of each, and what would fit where none is stated: --paper --full."]
+        lines += ["", f"The formula of each, and notes: {program()} budget --paper --full"]
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from .. import __version__
 from ..backend import backend_name, use_backend
 from ..machine import tune_machine
 from .commands import adapt, budget, demo, generate, info, merge, pretrain, reproduce, show, tasks
-from .console import check_text
+from .console import check_text, program
 from .options import check_numbers
 
 COMMANDS = (demo, tasks, reproduce, show, pretrain, adapt, generate, merge, budget, info)
@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minilora",
         description="LoRA down to the last gradient: pretrain, adapt, and check the paper's claims.",
-        epilog="start here:\n  minilora demo\n  minilora COMMAND --help",
+        epilog=f"start here:\n  {program()} demo\n  {program()} COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"minilora {__version__}")
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
             command.__name__.rsplit(".", 1)[-1],
             help=command.TEXT,
             description=textwrap.fill(command.TEXT, 80),
-            epilog=f"example:\n  {command.EXAMPLE}",
+            epilog=f"example:\n  {program()}{command.EXAMPLE.removeprefix('minilora')}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(command=command.run, refuse=sub.error)  # in the words of that command's usage

@@ -85,7 +85,9 @@ def reproduce(
     run_jobs(everything, workers, scheduler, fresh, check_figures, lambda job: asked[job_name(job)], finished)
     in_order = [rows[claim.id] for claim in claims]
     write_report(folder, in_order, settings)
-    failed = draw_figures(folder, tqdm(claims, "drawing figures", leave=False, disable=None), runs)
+    form = "{desc} {percentage:3.0f}% |{bar}|"
+    drawing = tqdm(claims, "drawing figures", leave=False, disable=None, bar_format=form)
+    failed = draw_figures(folder, drawing, runs)
     write_page(folder, in_order, settings, failed)
     if unsaid:
         raise unsaid[0]
@@ -214,7 +216,8 @@ def _sweep(
     progress: Callable[[], list[tuple[int, int, float]]] = getattr(executor, "progress", list)
     done, last, over = 0, "", threading.Event()
     form = "{desc} {percentage:3.0f}% |{bar}| {elapsed}{postfix}"
-    with tqdm(total=len(jobs), desc=title, bar_format=form, smoothing=0, mininterval=often) as bar:
+    how: dict[str, Any] = {"bar_format": form, "smoothing": 0, "mininterval": often, "leave": often > 1}
+    with tqdm(total=len(jobs), desc=title, **how) as bar:
 
         def move() -> None:
             running = progress()
@@ -224,8 +227,7 @@ def _sweep(
             early = elapsed < _GUESS_AFTER or not bar.n
             left = "" if early else f"{duration(elapsed * (len(jobs) / bar.n - 1))} left"
             losses = ", ".join(f"{loss:.2f}" for _, _, loss in running)
-            many = len(running) > 1
-            said = losses and (f"losses of the {len(running)} runs {losses}" if many else f"loss {losses}")
+            said = losses and f"loss{'es' * (len(running) > 1)} {losses}"
             bar.set_postfix_str(", ".join(filter(None, (left, last, said))))
 
         def keep_moving() -> None:

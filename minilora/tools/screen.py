@@ -63,10 +63,19 @@ def _marks(row: Row, shown: dict[str, str]) -> str:
     return " ".join(marks)
 
 
-def claim_list(rows: Sequence[Row], shown: dict[str, str]) -> str:
-    """A line a claim: its marks, the name that `minilora show` takes, and its short form."""
+def claim_list(rows: Sequence[Row], settings: Settings, folder: Path, shown: dict[str, str]) -> str:
+    """Which report this is, and a line a claim: its marks, the name that `minilora show` takes, and its short form."""
     width = max(len(row["id"]) for row in rows)
-    return "\n".join(f"{_marks(row, shown)}  {row['id']:<{width}}  {row['short']}" for row in rows)
+    what = f"The report in {folder}: {_how(settings)}."
+    legend = head(0, settings, shown).splitlines()[-2]
+    names = f"{'s t e':<{_MARKS}}{'name':<{width}}  claim, on (s)trings, (t)ext, (e)xact"
+    lines = [f"{_marks(row, shown)}  {row['id']:<{width}}  {row['short']}" for row in rows]
+    return "\n".join([what, legend, names, *lines])
+
+
+def _how(settings: Settings) -> str:
+    """ "full, 3 bases"."""
+    return f"{'quick' if settings.quick else 'full'}, {settings.seeds} base{'s' * (settings.seeds > 1)}"
 
 
 def cut(text: str, most: int, sign: str) -> str:
@@ -92,7 +101,6 @@ def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown:
     """All that the report in `folder` says of a claim, in lines of at most `columns`."""
     parts = textwrap.wrap(f"{row['statement']} ({row['where']})", columns)
     parts.append("")
-    how, bases = "quick" if settings.quick else "full", f"{settings.seeds} base{'s' * (settings.seeds > 1)}"
     for label, text in (
         ("key number", row["key"]),
         ("verdict", verdict_whole(row)),
@@ -106,13 +114,14 @@ def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown:
         ("measured", row["measured"]),
         ("spread", row["spread"]),
         ("figure", str(folder / row["figure"])),
-        ("run", f"{how}, {bases} (of {folder / 'claims.json'})"),
+        ("run", f"{_how(settings)} (of {folder / 'claims.json'})"),
     ):
         parts += _labelled(label, text, columns)
     if row["measurements"]:
         parts += ["", *_numbers(row, columns, shown)]
-        if settings.seeds > 1:
-            parts += ["", *textwrap.wrap("interval: two standard errors either side of the mean", columns)]
+        if settings.seeds > 1 or any(m["world"] == "time" for m in row["measurements"]):
+            said = "interval: two standard errors either side of the mean; of a clock, quartiles and median"
+            parts += ["", *textwrap.wrap(said, columns)]
     return "\n".join(parts)
 
 

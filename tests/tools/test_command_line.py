@@ -206,8 +206,8 @@ def test_several_prompts_are_all_answered_and_one_that_is_no_task_is_told_so(cap
         said = capsys.readouterr()
         assert said.out.startswith(prompt)
         assert said.err == (
-            "minilora generate: the base has only seen lines such as 3badge>: a digit, 4 to 8 letters from a to p, "
-            "and >.\n"
+            "minilora generate: this base knows lines such as 3badge>: a digit, 4 to 8 letters\n"
+            "from a to p, and >. `minilora tasks` lists what it was taught.\n"
         )
 
 

@@ -416,7 +416,7 @@ def test_the_bar_moves_with_the_steps_within_runs(capsys, monkeypatch):
     with Executor(4) as executor:
         tools._sweep("running", run, range(4), executor, lambda job, _: finished.append(job), str)
     bar = capsys.readouterr().err
-    assert "running  75% |" in bar and "losses of the 2 runs 0.25, 1.50" in bar and "running 100% |" in bar
+    assert "running  75% |" in bar and "losses 0.25, 1.50" in bar and "running 100% |" in bar
     assert " left" not in bar  # in the first seconds nobody knows
 
 

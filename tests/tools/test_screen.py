@@ -92,7 +92,9 @@ def test_the_committed_report_fits_80_columns_whole():
 
 def test_a_list_names_the_claims(report, capsys):
     assert main(["show", "--out", str(report)]) == 0
-    *table, blank, last = capsys.readouterr().out.splitlines()
+    what, legend, names, *table, blank, last = capsys.readouterr().out.splitlines()
+    assert what == f"The report in {report}: full, 3 bases." and legend.startswith("✓ holds")
+    assert names.startswith("s t e  ") and names.index("claim,") == table[0].index("B = 0")
     assert [line.split()[3] for line in table] == [row["id"] for row in report_rows()]
     assert table[3].startswith("✓ ✗ ✓  rank ") and table[3].endswith("  A very small r is enough")
     assert blank == "" and last == f"One of them whole: minilora show zero_init --out {report}"
@@ -142,7 +144,7 @@ def test_a_claim_whole_says_everything_within_the_width(columns, report):
     assert "strings ✓ holds" in words and "text ✗ does not hold" in words and "exact ✓ holds" in words
     assert "verdict holds, but not on text strings" in words and "run full, 3 bases (of " in words
     table = [" ".join(line.split()) for line in text.split("\n\n")[-2].splitlines()]
-    assert "number world mean interval n" in table and "a step time 12.8 ms 12.4 to 13.3 3" in table
+    assert "number world mean interval n" in table and "a step time 12.8 ms 12.6 to 13 3" in table
     assert any(line.startswith("✓ share of") and line.endswith("99.0 % 98.7 to 99.3 3") for line in table)
     assert any(line.endswith("471,234 bytes 1") for line in table)
     quick = screen.claim_whole(row, Settings(1, quick=True), report, columns, UNICODE)

@@ -15,7 +15,7 @@ from typing import Any
 from ...generate import generate_text
 from ...interop.peft import load_adapter
 from ...tasks import LETTERS, LONGEST, SHORTEST
-from ..console import check_text, is_conversation, say
+from ..console import check_text, is_conversation, program, say
 from ..models import known, model_of, stop_of
 from ..options import base_option, replace_option
 
@@ -55,14 +55,15 @@ def run(options: Any) -> None:
     settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed, "stop": stop or None}
 
     def go_on(prompt: str) -> None:
-        say(generate_text(model, vocabulary, known(options, prompt, vocabulary), options.length, **settings))
-        if options.base == "strings" and not re.match(QUESTION, prompt):
+        text = known(options, prompt, vocabulary)
+        if options.base == "strings" and not re.match(QUESTION, text) and len(vocabulary.encode(text)):
             print(
-                f"minilora generate: the base has only seen lines such as 3badge>: a digit, {SHORTEST} to {LONGEST} "
-                f"letters from a to {LETTERS[-1]}, and >.",
+                f"minilora generate: this base knows lines such as 3badge>: a digit, {SHORTEST} to {LONGEST} letters\n"
+                f"from a to {LETTERS[-1]}, and >. `{program()} tasks` lists what it was taught.",
                 file=sys.stderr,
                 flush=True,
             )
+        say(generate_text(model, vocabulary, text, options.length, **settings))
 
     if options.prompt is None:
         _for_each_line(go_on)

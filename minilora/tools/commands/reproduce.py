@@ -21,7 +21,7 @@ from ..sweep import available_cores
 REPORT, QUICK = Path("figures"), Path("quick")  # a first look takes the place of no report
 
 TEXT = "Run the paper's claims; print a line for each as it is decided; write a page, figures and numbers."
-EXAMPLE = "minilora reproduce --quick --claim zero_init rank"
+EXAMPLE = "minilora reproduce --quick --claim zero_init rank --out two"
 
 
 def options(sub: argparse.ArgumentParser) -> None:

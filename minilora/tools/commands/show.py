@@ -29,4 +29,5 @@ def run(options: Any) -> None:
         say(claim_whole(find_row(rows, options.claim), settings, options.out, columns, signs))
     else:
         out = "" if options.out == REPORT else f" --out {options.out}"
-        say(f"{claim_list(rows, signs)}\n\nOne of them whole: {program()} show {rows[0]['id']}{out}")
+        say(claim_list(rows, settings, options.out, signs))
+        say(f"\nOne of them whole: {program()} show {rows[0]['id']}{out}")
