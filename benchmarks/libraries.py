@@ -35,7 +35,7 @@ def about_minilora():
     return f"minilora {ml.__version__}, {blas_name()}, {blas_threads()} thread(s), {os.cpu_count()} cores"
 
 
-def minilora_step(B, T, D, L, threads, lora=False):
+def minilora_step(B, T, D, L, threads, lora=False, textbook=False):
     import minilora as ml
     from minilora import functional as F
 
@@ -50,7 +50,11 @@ def minilora_step(B, T, D, L, threads, lora=False):
         optimizer.step()
         optimizer.zero_grad()
 
-    return about_minilora(), step
+    def by_the_book():
+        with ml.textbook():
+            step()
+
+    return about_minilora(), by_the_book if textbook else step
 
 
 def minilora_forward(B, T, D, L, threads, merged=False):
@@ -229,4 +233,6 @@ MAKERS = {
     "minilora merged forward": lambda *a: minilora_forward(*a, merged=True),
     "PyTorch forward": torch_forward,
     f"minilora {TOKENS} tokens": minilora_tokens,
+    "textbook full": lambda *a: minilora_step(*a, textbook=True),  # the core's own formulas, without kernels
+    "textbook LoRA": lambda *a: minilora_step(*a, lora=True, textbook=True),
 }

@@ -1,4 +1,4 @@
-"""Step times and peak memory of minilora beside PyTorch, torch.compile, PEFT, JAX and HIPS autograd.
+"""Step times and peak memory of minilora, with and without kernels, beside PyTorch, PEFT, JAX and HIPS autograd.
 
     python benchmarks/step_time.py [--rounds 7] [--out figures]     # nine minutes
     python benchmarks/step_time.py --redraw                         # the table and the figure anew, from step_time.json
@@ -44,6 +44,8 @@ RATIOS = {  # of the first to the second; the bars this project set itself, by c
     ("minilora full", "products"): (2.5, 2.5, 1.7, None),
     ("minilora LoRA", "PEFT LoRA"): (0.62, 0.67, 0.62, 0.62),
     ("minilora LoRA", "minilora full"): (0.80, 0.80, 0.80, 0.80),
+    ("textbook full", "minilora full"): (None,) * 4,
+    ("textbook LoRA", "minilora LoRA"): (None,) * 4,
     ("minilora forward", "PyTorch forward"): (None,) * 4,
     ("minilora merged forward", "minilora forward"): (None,) * 4,
     ("minilora forward again", "minilora forward"): (None,) * 4,
@@ -297,7 +299,11 @@ def draw(path: Path, times: Times) -> None:
         "forward": ("minilora forward", "minilora merged forward", "PyTorch forward"),
     }
     colors = dict(
-        zip(MAKERS, (BLUE, ORANGE, RED, GREEN, PURPLE, GRAY, BLUE, ORANGE, BLUE, SKY, SKY, ORANGE, BLUE), strict=True)
+        zip(
+            MAKERS,
+            (BLUE, ORANGE, RED, GREEN, PURPLE, GRAY, BLUE, ORANGE, BLUE, SKY, SKY, ORANGE, BLUE, BLUE, BLUE),
+            strict=True,
+        )
     )
 
     def fill(figure) -> None:

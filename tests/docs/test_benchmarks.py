@@ -18,7 +18,9 @@ def test_the_gpt_for_other_libraries_has_minilora_s_loss():
     assert array_gpt.loss(np, config, weights, ids, targets) == pytest.approx(ours, rel=1e-5)
 
 
-@pytest.mark.parametrize("worker", [name for name in libraries.MAKERS if name.startswith(("minilora", "products"))])
+@pytest.mark.parametrize(
+    "worker", [name for name in libraries.MAKERS if name.startswith(("minilora", "textbook", "products"))]
+)
 def test_our_own_workers_take_a_step(worker):
     about, step = libraries.MAKERS[worker](2, 32, 16, 1, 1)
     step()
