@@ -6,9 +6,10 @@ from .autograd import Tensor, no_grad
 from .backend import use_backend
 from .data import Vocabulary
 from .fast import textbook  # the guest comes in
-from .generate import generate, generate_text
+from .generate import generate
 from .gpt import GPT, GPTConfig
 from .gradient_check import check_gradient, gradcheck
+from .groups import decay_groups
 from .lora import (
     LoRAConfig,
     add_lora,
@@ -20,7 +21,8 @@ from .lora import (
     unmerge_lora,
 )
 from .machine import tune_machine
-from .optim import SGD, Adam, AdamW, clip_grad_norm, cosine_schedule, decay_groups, linear_schedule
+from .optim import SGD, Adam, AdamW, clip_grad_norm, cosine_schedule, linear_schedule
+from .texts import generate_text
 from .training import DivergedError, batch_loss, evaluate, train
 
 __version__ = "0.1.0"

@@ -26,11 +26,10 @@ Rule = Callable[[Array], Array]
 
 
 class _Thread(threading.local):
-    recording = True
-    textbook = False
+    recording, textbook, evaluating = True, False, False
 
 
-_thread = _Thread()
+thread = _Thread()
 
 # ---- the door of the engine room ---------------------------------------------------------------------
 
@@ -44,7 +43,7 @@ def operation(plain: _Operation) -> _Operation:
 
     @wraps(plain)
     def run(*inputs: Any, **settings: Any) -> Any:
-        return (plain if _thread.textbook else FASTER.get(name, plain))(*inputs, **settings)
+        return (plain if thread.textbook else FASTER.get(name, plain))(*inputs, **settings)
 
     return cast(_Operation, multiplies(run))
 
@@ -55,16 +54,11 @@ def operation(plain: _Operation) -> _Operation:
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Within this context nothing is recorded, in this thread: for evaluation and sampling."""
-    before, _thread.recording = _thread.recording, False
+    before, thread.recording = thread.recording, False
     try:
         yield
     finally:
-        _thread.recording = before
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Whether an operation on these tensors will be recorded."""
-    return _thread.recording and any(tensor._requires_grad for tensor in tensors)
+        thread.recording = before
 
 
 class Node:
@@ -85,7 +79,7 @@ def record(data: Array, *inputs: tuple[Tensor, Rule], view: bool = False) -> Ten
     out.array = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
     out.grad = out._node = None
     out._readers = inputs[0][0]._readers if view else checks.Readers()
-    steps = [(x._node or x, x.array.shape, rule) for x, rule in inputs if x._requires_grad] if _thread.recording else []
+    steps = [(x._node or x, x.array.shape, rule) for x, rule in inputs if x._requires_grad] if thread.recording else []
     out._requires_grad = bool(steps)
     if steps:
         out._node = Node(steps)

@@ -332,6 +332,11 @@ def check_int(name: str, value: Any, low: int) -> int:
     return int(value)
 
 
+def check_dtype(dtype: Any) -> None:
+    if str(dtype) not in ("float32", "float64"):
+        raise ValueError(f'dtype must be "float32" or "float64", not {dtype!r}.')
+
+
 def check_heads(d_model: int, n_heads: int, tied_head: Any) -> None:
     if not isinstance(tied_head, bool):
         raise TypeError(f"tied_head must be True or False, not {tied_head!r}.")
@@ -388,73 +393,21 @@ def check_stop(stop: Any) -> list[Any]:
     return stops
 
 
-def check_largest(logit: float) -> None:
+def check_stop_text(stop: str | None) -> None:
+    if stop == "":
+        raise ValueError("stop must be a text of at least one character, or None.")
+
+
+def check_largest(logit: float) -> float:
     if not np.isfinite(logit):  # -inf alone says "never this token"
         raise ValueError(
             f"No token can be chosen, since the model's largest logit is {logit}: its weights or its adapter are not "
             "finite, as after training that diverged."
         )
+    return logit
 
 
 # ---- optimizers --------------------------------------------------------------------------------------
-
-
-def python_number(setting: Any) -> Any:
-    """NumPy's numbers as Python's, which neither widen float32 nor fail to be saved."""
-    if isinstance(setting, np.generic):
-        return setting.item()
-    return tuple(python_number(part) for part in setting) if isinstance(setting, (tuple, list)) else setting
-
-
-def plain_settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a group, as they can be saved."""
-    return {name: python_number(value) for name, value in group.items() if name != "params"}
-
-
-def check_groups(kind: str, params: Any, defaults: dict[str, Any]) -> list[dict[str, Any]]:
-    """Groups with every setting, of parameters or of groups. Raises `TypeError` or `ValueError`."""
-    if isinstance(params, Holder):
-        raise TypeError(f"{kind} takes a list of parameters, not one alone: write [parameter].")
-    entries = list(params)
-    raw = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
-    groups = []
-    for group in raw:
-        if not isinstance(group, dict) or "params" not in group:
-            raise TypeError(
-                f"{kind} takes parameters, or dictionaries that each hold their own under "
-                f'"params"; among the dictionaries is {group!r:.80}.'
-            )
-        unknown = group.keys() - defaults.keys() - {"params"}
-        if unknown:
-            raise ValueError(
-                f"{kind} does not know {', '.join(sorted(unknown))}; a group has params and {', '.join(defaults)}."
-            )
-        groups.append({**plain_settings({**defaults, **group}), "params": list(group["params"])})
-    return groups
-
-
-def check_trainable(kind: str, params: Sequence[Any]) -> None:
-    """Raise `TypeError` or `ValueError` for what an optimizer cannot change, or would change twice."""
-    if not params:
-        raise ValueError(f"{kind} was given no parameters, so it would train nothing.")
-    for number, p in enumerate(params):
-        if not isinstance(p, Holder):
-            raise TypeError(f"{kind} takes parameters, not {type(p).__name__} (number {number}).")
-        if not p.requires_grad:
-            raise ValueError(
-                f"{kind} was given a frozen parameter (number {number}, shape {p.shape}), which it "
-                "would never change: pass only the trainable ones, such as the list that add_lora returns."
-            )
-    if len({id(p) for p in params}) != len(params):
-        raise ValueError(f"{kind} was given the same parameter twice.")
-
-
-def check_settings(group: Mapping[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        if name in group and not 0 <= group[name] < math.inf:
-            raise ValueError(f"{name} must be a finite number, at least 0, not {group[name]}.")
-    if not all(0 <= beta < 1 for beta in group.get("betas", ())):
-        raise ValueError(f"betas must be at least 0 and less than 1, not {group['betas']}.")
 
 
 def check_any_gradient(params: Iterable[Any]) -> None:
@@ -463,31 +416,6 @@ def check_any_gradient(params: Iterable[Any]) -> None:
             "No parameter of this optimizer has a gradient: call backward() first; if you did, the optimizer "
             "was made for other parameters, before add_lora or for another model."
         )
-
-
-def check_optimizer_state(state: Mapping[str, Any], optimizer: Any) -> tuple[list[int], list[dict[str, Any]]]:
-    """Steps of each parameter and settings of each group of a saved state. Raises `ValueError` where it is of another
-    optimizer."""
-    kind, params = type(optimizer).__name__, optimizer.params
-    if state["kind"] != kind:
-        raise ValueError(f"The state is of {state['kind']}; this optimizer is {kind}.")
-    if [g["count"] for g in state["groups"]] != [len(g["params"]) for g in optimizer.groups]:
-        raise ValueError("The state belongs to other parameter groups than this optimizer's.")
-    for slot in optimizer.slots:
-        if [a.shape for a in state["arrays"].get(slot, ())] != [p.shape for p in params]:
-            raise ValueError(f"The state's {slot!r} arrays do not have the shapes of this optimizer's parameters.")
-    steps = state["steps"]
-    steps = [int(n) for n in ([steps] * len(params) if isinstance(steps, (int, np.integer)) else steps)]
-    if len(steps) != len(params) or min(steps) < 0:
-        raise ValueError(f"The state has {len(steps)} step counts; this optimizer has {len(params)} parameters.")
-    settings = [
-        {k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "count"} for saved in state["groups"]
-    ]
-    for own, saved in zip(optimizer.groups, settings, strict=True):
-        if own.keys() - {"params"} != saved.keys():
-            raise ValueError(f"The state's groups have {', '.join(saved)}; this optimizer's have other settings.")
-        check_settings(saved)
-    return steps, settings
 
 
 def check_schedule(steps: int, warmup: float, final: float) -> None:
@@ -508,6 +436,20 @@ def check_clipping(params: Iterable[Any], max_norm: float) -> list[Any]:
 
 
 # ---- LoRA --------------------------------------------------------------------------------------------
+
+
+def check_lora(config: Mapping[str, Any], inits: Sequence[str], scalings: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `LoRAConfig`, with Python's numbers, which can be saved. Raises `TypeError` or `ValueError`."""
+    plain = {name: value.item() if isinstance(value, np.number) else value for name, value in config.items()}
+    check_int("The rank r", plain["r"], low=1)
+    for name in ("alpha", "init_std"):
+        check_positive(name, plain[name])
+    check_share("dropout", plain["dropout"])
+    check_choice("init", plain["init"], inits)
+    check_choice("scaling", plain["scaling"], scalings)
+    if plain["init"] != "gaussian" and plain["init_std"] is not None:
+        raise ValueError(f"init_std belongs to init='gaussian'; {plain['init']!r} has a spread of its own.")
+    return {**plain, "target_modules": check_target_names(plain["target_modules"])}
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -532,11 +474,6 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def check_spread(init: str, init_std: Any) -> None:
-    if init != "gaussian" and init_std is not None:
-        raise ValueError(f"init_std belongs to init='gaussian'; {init!r} has a spread of its own.")
-
-
 def check_target_names(targets: Any) -> tuple[str, ...]:
     """The targets as a tuple. Raises `TypeError` or `ValueError`."""
     if isinstance(targets, str):
@@ -547,9 +484,35 @@ def check_target_names(targets: Any) -> tuple[str, ...]:
     return names
 
 
-def check_rank(r: int, name: str, shape: tuple[int, int]) -> None:
-    if r > min(shape):
-        raise ValueError(f"The rank r must be at most min(out, in) = {min(shape)} for {name}, not {r}.")
+def check_rank(r: int, shapes: Mapping[str, tuple[int, int]]) -> None:
+    for name, shape in shapes.items():
+        if r > min(shape):
+            raise ValueError(f"The rank r must be at most min(out, in) = {min(shape)} for {name}, not {r}.")
+
+
+def check_plain(layers: Mapping[str, Any]) -> None:
+    if layers:
+        raise ValueError("This model has LoRA already: call remove_lora(model) or merge_and_unload(model) first.")
+
+
+def check_adapted(models: int) -> None:
+    """Raise `ValueError` unless the wrapped layers are of one model."""
+    if models == 0:
+        raise ValueError("This model has no LoRA: call add_lora(model, config) or load_adapter(model, folder) first.")
+    if models > 1:
+        raise ValueError(
+            f"This holds {models} models that were adapted one by one: call the function with each of them."
+        )
+
+
+def check_merged(merged: bool, wanted: bool) -> None:
+    if merged != wanted:
+        raise ValueError("This model is not merged." if wanted else "This model is merged already.")
+
+
+def check_not_merged(what: str, merged: bool) -> None:
+    if merged:
+        raise ValueError(f"{what}: call unmerge_lora(model) first.")
 
 
 def check_finite(merged: Mapping[str, Any]) -> None:
@@ -583,6 +546,26 @@ def match_targets(linears: Sequence[str], targets: tuple[str, ...]) -> list[str]
 def target_matches(name: str, target: str) -> bool:
     """Whether a target means the module of that dotted name: all of it, or its end from a dot on."""
     return name == target or name.endswith("." + target)
+
+
+# ---- text and batches --------------------------------------------------------------------------------
+
+
+def unknown_character(character: str, text: str, known: int) -> ValueError:
+    return ValueError(
+        f"The character {character!r} (position {text.index(character)}) is not among the {known} that the model "
+        "knows: remove it, replace it (--replace, or texts.replace_unknown), or pretrain a base on text that has it."
+    )
+
+
+def check_text(tokens: int, context_length: int, chunk: int, every: int) -> None:
+    """Raise `ValueError` where no chunk, of which every so many is held out, could fill a context."""
+    if chunk <= context_length:
+        raise ValueError(
+            f"The text has {tokens} tokens; a context of {context_length} needs at least "
+            f"{every * (context_length + 1)}, since every {every}th block is held out: "
+            "use a longer text or a shorter context."
+        )
 
 
 # ---- training ----------------------------------------------------------------------------------------

@@ -1,23 +1,12 @@
 """Text as numbers: a vocabulary of characters, a fixed held-out split, seeded batches. B batch · T time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
+from . import checks
+
 Batch = tuple[np.ndarray, np.ndarray]  # ids (B, T) and targets (B, T)
-
-
-class TextCodec(Protocol):
-    """What turns text into ids and back: a `Vocabulary`, or GPT-2's tokenizer."""
-
-    def __len__(self) -> int: ...
-
-    def encode(self, text: str) -> np.ndarray: ...
-
-    def decode(self, ids: np.ndarray) -> str: ...
 
 
 class Vocabulary:
@@ -37,12 +26,7 @@ class Vocabulary:
         try:
             return np.fromiter(map(self._ids.__getitem__, text), dtype=np.int64, count=len(text))
         except KeyError as error:
-            place = text.index(error.args[0])
-            raise ValueError(
-                f"The character {error.args[0]!r} (position {place}) is not among the {len(self)} that the model "
-                "knows: remove it, replace it (--replace, or texts.replace_unknown), or pretrain a base on text that "
-                "has it."
-            ) from None
+            raise checks.unknown_character(error.args[0], text, len(self)) from None
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of a row of ids. Raises `ValueError` for one that is no character's."""
@@ -56,9 +40,6 @@ class Vocabulary:
 PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII
 
 
-# ---- batches -----------------------------------------------------------------------------------------
-
-
 def split(ids: np.ndarray, context_length: int, block: int = 4096, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """(training ids, held-out ids): every tenth block is held out, and never trained on.
 
@@ -66,12 +47,7 @@ def split(ids: np.ndarray, context_length: int, block: int = 4096, every: int = 
     context and its next character.
     """
     block = min(block, len(ids) // every)
-    if block <= context_length:
-        raise ValueError(
-            f"The text has {len(ids)} tokens; a context of {context_length} needs at least "
-            f"{every * (context_length + 1)}, since every {every}th block is held out: "
-            "use a longer text or a shorter context."
-        )
+    checks.check_text(len(ids), context_length, block, every)
     held_out = np.arange(len(ids)) // block % every == every - 1
     return ids[~held_out], ids[held_out]
 

@@ -4,8 +4,6 @@ Letters: B batch · T time (query positions) · S keys · D `d_model` · H heads
 gradient of the loss with respect to the result.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

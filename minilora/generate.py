@@ -1,7 +1,5 @@
 """Sampling from a model: greedy, by temperature, among the top k. B prompts · n tokens so far · V vocabulary."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +8,6 @@ import numpy as np
 from . import checks
 from .autograd import no_grad
 from .backend import to_numpy
-from .data import TextCodec
 from .gpt import GPT, Cache
 from .nn import evaluating
 
@@ -38,42 +35,11 @@ def generate(
     prompt, stops = checks.check_prompt(ids), checks.check_stop(stop)
     rows = np.atleast_2d(prompt)
     seeds = [seed] if prompt.ndim == 1 else [[seed, row] for row in range(len(rows))]
-    longer = _continue(model, rows, new_tokens, temperature, top_k, seeds, lambda rows: np.isin(rows[:, -1], stops))
+    longer = continue_rows(model, rows, new_tokens, temperature, top_k, seeds, lambda rows: np.isin(rows[:, -1], stops))
     return longer if prompt.ndim == 2 else longer[0]
 
 
-def generate_text(
-    model: GPT,
-    vocabulary: TextCodec,
-    prompt: str,
-    new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    seed: int = 0,
-    stop: str | None = None,
-) -> str:
-    """The prompt and what the model says next: up to `new_tokens` tokens, or until the text `stop`, or the end token
-    of the vocabulary, where it has one (`vocabulary.end`); neither is part of what is returned.
-
-    Other settings as in `generate`. Raises `ValueError` for an empty `stop` too.
-    """
-    if stop == "":
-        raise ValueError("stop must be a text of at least one character, or None.")
-    prompt_ids = checks.check_prompt(vocabulary.encode(prompt))
-    n, end_id = len(prompt_ids), getattr(vocabulary, "end", None)
-
-    def ended(rows: np.ndarray) -> np.ndarray:
-        said = stop is not None and stop in vocabulary.decode(rows[0, n:])
-        return np.array([said or rows[0, -1] == end_id])
-
-    (row,) = _continue(model, prompt_ids[None], new_tokens, temperature, top_k, [seed], ended)
-    text = vocabulary.decode(row[:-1] if len(row) > n and row[-1] == end_id else row)
-    end = -1 if stop is None else text.find(stop, len(vocabulary.decode(row[:n])))
-    return text if end < 0 else text[:end]
-
-
-def _continue(
+def continue_rows(
     model: GPT,
     rows: np.ndarray,
     new_tokens: int,
@@ -105,8 +71,7 @@ def _continue(
 
 
 def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, top_k: int | None) -> int:
-    top = logits.max()
-    checks.check_largest(top)
+    top = checks.check_largest(logits.max())
     if temperature == 0:
         return int(logits.argmax())
     if top_k is not None and top_k < logits.size:

@@ -41,10 +41,8 @@ class Attention(Module):
     def __init__(self, config: GPTConfig, rng: Rng, dtype: Any) -> None:
         D = config.d_model
         self.n_heads = config.n_heads
-        self.q_proj = Linear(D, D, rng=rng, dtype=dtype)
-        self.k_proj = Linear(D, D, rng=rng, dtype=dtype)
-        self.v_proj = Linear(D, D, rng=rng, dtype=dtype)
-        self.o_proj = Linear(D, D, rng=rng, dtype=dtype)
+        four = [Linear(D, D, rng=rng, dtype=dtype) for _ in range(4)]
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = four
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         q, k, v = self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
@@ -94,8 +92,7 @@ class GPT(Module):
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 0, dtype: str = "float32") -> None:
-        if str(dtype) not in ("float32", "float64"):
-            raise ValueError(f'dtype must be "float32" or "float64", not {dtype!r}.')
+        checks.check_dtype(dtype)
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
         self.reads = config.context_length  # positions of a text; what is put before it takes some of them
@@ -120,9 +117,8 @@ class GPT(Module):
     def embed(self, ids: Any, start: int = 0) -> Tensor:
         """Token and position together, from position `start` on: ids (B, T) -> (B, T, D)."""
         ids = checks.check_sequence(ids, start, self.config.context_length)
-        end = start + ids.shape[1]
-        # (B, T, D) + (T, D) -> (B, T, D)
-        return self.token_embedding(ids) + self.position_embedding.weight[start:end]
+        positions = self.position_embedding.weight[start : start + ids.shape[1]]
+        return self.token_embedding(ids) + positions  # (B, T, D) + (T, D) -> (B, T, D)
 
     def read(self, x: Tensor, pasts: Sequence[Past] | None = None) -> Tensor:
         """All blocks, then the head: (B, T, D) -> logits (B, T, V). `pasts` are what each block remembers."""
@@ -137,9 +133,7 @@ class GPT(Module):
 class Past:
     """The keys and values of one attention for the positions read so far, (B, H, S, D/H) each."""
 
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+    pair: tuple[Tensor, Tensor] | None = None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
@@ -147,9 +141,9 @@ class Past:
         Raises `ValueError` where they want gradients, which nothing here would pass on.
         """
         checks.check_frozen(k, v)
-        if self.keys is not None and self.values is not None:
-            k, v = F.concatenate([self.keys, k], axis=2), F.concatenate([self.values, v], axis=2)
-        self.keys, self.values = k, v
+        if self.pair is not None:
+            k, v = (F.concatenate([old, new], axis=2) for old, new in zip(self.pair, (k, v), strict=True))
+        self.pair = k, v
         return k, v
 
 

@@ -6,8 +6,6 @@ A (r, in) starts Gaussian and B (out, r) zero, so the adapted model starts as th
 from outside; the model knows nothing of it. The merged weight stands beside W₀, so that unmerging is exact.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +16,14 @@ import numpy as np
 
 from . import checks
 from . import functional as F
-from .autograd import Array, Tensor, needs_grad, operation, record
+from .autograd import Array, Tensor, operation, record
 from .backend import asarray, multiplies, xp
 from .nn import Dropout, Linear, Module, Parameter, Rng, gaussian
 from .tree import replace
 
 INITS = ("gaussian", "kaiming")
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
+_PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,8 @@ class LoRAConfig:
     scaling: str = "alpha/r"
 
     def __post_init__(self) -> None:
-        for name in ("r", "alpha", "dropout", "init_std"):
-            value = getattr(self, name)
-            if isinstance(value, np.number):  # which could not be saved
-                object.__setattr__(self, name, value.item())
-        checks.check_int("The rank r", self.r, low=1)
-        for name in ("alpha", "init_std"):
-            checks.check_positive(name, getattr(self, name))
-        checks.check_share("dropout", self.dropout)
-        checks.check_choice("init", self.init, INITS)
-        checks.check_choice("scaling", self.scaling, SCALINGS)
-        checks.check_spread(self.init, self.init_std)
-        object.__setattr__(self, "target_modules", checks.check_target_names(self.target_modules))
+        for name, value in checks.check_lora(vars(self), INITS, SCALINGS).items():
+            object.__setattr__(self, name, value)
 
     @property
     def scale(self) -> float:
@@ -79,15 +68,13 @@ class Adapter:
 
 
 @operation
-def lora_linear(
-    x: Tensor, dropped: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
-) -> Tensor:
+def lora_linear(x: Tensor, dropped: Tensor, W0: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
     """h = W₀x + b + s·B A x̃, where x̃ is x after dropout (or x itself): x (..., in) -> (..., out).
 
     With g = ∂L/∂h:  ∂L/∂B = s gᵀ(A x̃),  ∂L/∂A = s Bᵀgᵀx̃,  ∂L/∂x = g W₀ and ∂L/∂x̃ = s g B A. With W₀ frozen, gᵀx is
     never computed: the tape keeps no rule for it. That is LoRA's saving.
     """
-    return F.linear(x, weight, bias) + scaling * F.linear(F.linear(dropped, A), B)
+    return F.linear(x, W0, b) + s * F.linear(F.linear(dropped, A), B)
 
 
 class LoRALinear(Module):
@@ -107,6 +94,7 @@ class LoRALinear(Module):
         self.dropout = Dropout(config.dropout, adapter.rng)
         self.adapter = adapter
         self.merged_weight: Tensor | None = None  # W₀ + ΔW, needing no gradient
+        self.train(base._training)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.adapter.disabled:
@@ -114,7 +102,7 @@ class LoRALinear(Module):
         if self.merged_weight is not None:
             y = F.linear(x, self.merged_weight, self.bias)  # one product, as the base
             refused = (self.lora_A, _refuse_backward), (self.lora_B, _refuse_backward)
-            return record(y.array, *refused) if needs_grad(self.lora_A) else y
+            return record(y.array, *refused)
         return lora_linear(x, self.dropout(x), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
     @multiplies
@@ -123,8 +111,7 @@ class LoRALinear(Module):
         return self.scaling * (self.lora_B.array @ self.lora_A.array)  # (out, r) @ (r, in) -> (out, in)
 
     def check_loadable(self) -> None:
-        if self.adapter.merged:
-            raise ValueError("Weights cannot be loaded while LoRA is merged: call unmerge_lora(model) first.")
+        checks.check_not_merged("Weights cannot be loaded while LoRA is merged", self.adapter.merged)
 
 
 def _refuse_backward(g: Array) -> Array:
@@ -148,31 +135,24 @@ def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Pa
     `seed` starts the generators of A and of the dropout; None leaves A zero, to be loaded. Raises `ValueError`, and
     changes nothing, where the model has LoRA already, a target matches no `Linear`, or r exceeds one's smaller side.
     """
-    if lora_layers(model):
-        raise ValueError("This model has LoRA already: call remove_lora(model) or merge_and_unload(model) first.")
+    checks.check_plain(lora_layers(model))
     sizes = linear_sizes(model)
-    for name in checks.match_targets(list(sizes), config.target_modules):
-        checks.check_rank(config.r, name, sizes[name])
+    checks.check_rank(config.r, {name: sizes[name] for name in matching_linears(model, config.target_modules)})
     return wrap(model, config, seed)
 
 
 def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]:
-    """`add_lora` on a plain model for an r of any size, as adapters of other programs have it; more than a matrix's
-    smaller side only spends memory, so that `add_lora` takes it for a mistake."""
-    names = matching_linears(model, config.target_modules)
-    modules = dict(model.named_modules())
+    """`add_lora` on a plain model, for an r of any size, as adapters of other programs have it."""
+    modules: dict[str, Any] = dict(model.named_modules())
     init_rng, dropout_rng = np.random.default_rng(seed).spawn(2)
     adapter = Adapter(config, dropout_rng, thawed=[p for p in model.parameters() if p.requires_grad])
     for parameter in adapter.thawed:
         parameter.requires_grad = False
         parameter.grad = None
     trainable = []
-    for name in names:
-        base = modules[name]
-        assert isinstance(base, Linear)
-        layer = LoRALinear(base, adapter, None if seed is None else init_rng)
-        layer.train(base._training)
-        replace(model.named_modules(), base, layer)
+    for name in matching_linears(model, config.target_modules):
+        layer = LoRALinear(modules[name], adapter, None if seed is None else init_rng)
+        replace(model.named_modules(), modules[name], layer)
         trainable += [layer.lora_A, layer.lora_B]
     return trainable
 
@@ -183,13 +163,14 @@ def lora_layers(model: Module) -> dict[str, LoRALinear]:
 
 
 def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
-    """What the wrapped layers of one model share. Raises `ValueError` for layers of several models."""
-    adapters = {id(layer.adapter): layer.adapter for layer in layers.values()}
-    if len(adapters) > 1:
-        raise ValueError(
-            f"This holds {len(adapters)} models that were adapted one by one: call the function with each of them."
-        )
-    return next(iter(adapters.values()))
+    """What the wrapped layers of one model share. Raises `ValueError` for none, or layers of several models."""
+    checks.check_adapted(len({id(layer.adapter) for layer in layers.values()}))
+    return next(iter(layers.values())).adapter
+
+
+def adapted(model: Module) -> tuple[dict[str, LoRALinear], Adapter]:
+    layers = lora_layers(model)
+    return layers, shared_adapter(layers)
 
 
 def merge_lora(model: Module) -> None:
@@ -197,32 +178,32 @@ def merge_lora(model: Module) -> None:
 
     All layers or none. Raises `ValueError` where there is no LoRA, it is merged already, or a ΔW is not finite.
     """
-    layers = _require_lora(model)
-    if shared_adapter(layers).merged:
-        raise ValueError("This model is merged already.")
+    layers, adapter = adapted(model)
+    checks.check_merged(adapter.merged, False)
     merged = {name: layer.weight.array + layer.delta_weight() for name, layer in layers.items()}
     checks.check_finite(merged)
     for name, layer in layers.items():
         layer.merged_weight = Tensor(merged[name])
-    shared_adapter(layers).merged = True
+    adapter.merged = True
 
 
 def unmerge_lora(model: Module) -> None:
     """As before `merge_lora`, bit for bit: W₀ was never touched. Raises `ValueError` if it is not merged."""
-    layers = _require_lora(model)
-    if not shared_adapter(layers).merged:
-        raise ValueError("This model is not merged.")
+    layers, adapter = adapted(model)
+    checks.check_merged(adapter.merged, True)
     for layer in layers.values():
         layer.merged_weight = None
-    shared_adapter(layers).merged = False
+    adapter.merged = False
 
 
 def remove_lora(model: Module) -> None:
     """A plain model again, the base as it was, merged or not. Raises `ValueError` where there is no LoRA."""
-    layers = _require_lora(model)
+    layers, adapter = adapted(model)
     for layer in layers.values():
-        replace(model.named_modules(), layer, _plain(layer))
-    for parameter in shared_adapter(layers).thawed:
+        plain = Linear.__new__(Linear)
+        plain.weight, plain.bias, plain._training = layer.weight, layer.bias, layer._training
+        replace(model.named_modules(), layer, plain)
+    for parameter in adapter.thawed:
         parameter.requires_grad = True
 
 
@@ -232,23 +213,22 @@ def merge_and_unload(model: Module) -> None:
     Raises `ValueError`, and changes nothing, where there is no LoRA, a ΔW is not finite, or an adapted weight is shared
     with another module, such as a tied head with the embedding.
     """
-    layers = _require_lora(model)
+    layers, adapter = adapted(model)
     for name, layer in layers.items():
         checks.check_own(name, [n for n, m in model.named_modules() if getattr(m, "weight", None) is layer.weight])
-    if not shared_adapter(layers).merged:
+    if not adapter.merged:
         merge_lora(model)
-    thawed = {id(p) for p in shared_adapter(layers).thawed}
     remove_lora(model)
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     for name, layer in layers.items():
         assert layer.merged_weight is not None
-        modules[name].weight = Parameter(layer.merged_weight.array, id(layer.weight) in thawed)  # type: ignore[attr-defined]
+        modules[name].weight = Parameter(layer.merged_weight.array, any(p is layer.weight for p in adapter.thawed))
 
 
 @contextmanager
 def lora_disabled(model: Module) -> Iterator[None]:
     """Within this context the base answers, merged or not."""
-    adapter = shared_adapter(_require_lora(model))
+    _, adapter = adapted(model)
     before, adapter.disabled = adapter.disabled, True
     try:
         yield
@@ -258,40 +238,16 @@ def lora_disabled(model: Module) -> Iterator[None]:
 
 def lora_state_dict(model: Module) -> dict[str, np.ndarray]:
     """Name -> copy of every lora_A and lora_B: the adapter alone. Raises `ValueError` where there is none."""
-    return {
-        f"{name}.{part}": getattr(layer, part).numpy()
-        for name, layer in _require_lora(model).items()
-        for part in ("lora_A", "lora_B")
-    }
+    matrices = {name: (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)) for name, layer in adapted(model)[0].items()}
+    return {f"{name}.{part}": matrix.numpy() for name, pair in matrices.items() for part, matrix in pair}
 
 
 def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:
-    """The names of the `Linear` modules that the targets mean, in the model's order.
-    A target is a whole dotted name, or the end of one from a dot on. Raises `ValueError` for one that matches none."""
+    """The names of the `Linear` modules that the targets mean. Raises `ValueError` for a target that means none."""
     return checks.match_targets(list(linear_sizes(model)), targets)
 
 
 def linear_sizes(model: Module) -> dict[str, tuple[int, int]]:
     """Name -> (out, in) of every `Linear`, wrapped or not; not of a subclass, whose `forward` LoRA would replace."""
-    return {
-        name: module.weight.shape  # type: ignore[attr-defined]
-        for name, module in model.named_modules()
-        if type(module) in (Linear, LoRALinear) and name
-    }
-
-
-# ---- helpers -----------------------------------------------------------------------------------------
-
-
-def _require_lora(model: Module) -> dict[str, LoRALinear]:
-    layers = lora_layers(model)
-    if not layers:
-        raise ValueError("This model has no LoRA: call add_lora(model, config) or load_adapter(model, folder) first.")
-    shared_adapter(layers)  # refuses several models
-    return layers
-
-
-def _plain(layer: LoRALinear) -> Linear:
-    linear = Linear.__new__(Linear)
-    linear.weight, linear.bias, linear._training = layer.weight, layer.bias, layer._training
-    return linear
+    modules: Iterator[tuple[str, Any]] = model.named_modules()
+    return {name: module.weight.shape for name, module in modules if type(module) in (Linear, LoRALinear) and name}

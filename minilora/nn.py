@@ -5,7 +5,6 @@ Weights are stored (out, in) and drawn from an explicit generator; without one t
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 
 from . import checks
 from . import functional as F
-from .autograd import Tensor
+from .autograd import Tensor, thread
 from .backend import asarray, xp
-from .tree import held, join
+from .tree import leaves, modules
 
 Rng = np.random.Generator | None  # of the weights; None makes zeros
 
@@ -30,37 +29,27 @@ class Parameter(Tensor):
         self._take(checks.check_numbers(data), requires_grad)
 
 
-class _Reading(threading.local):
-    evaluating = False
-
-
-_reading = _Reading()
-
-
 @contextmanager
 def evaluating() -> Iterator[None]:
     """Within this context every module computes as in evaluation mode, in this thread; none is written to."""
-    before, _reading.evaluating = _reading.evaluating, True
+    before, thread.evaluating = thread.evaluating, True
     try:
         yield
     finally:
-        _reading.evaluating = before
+        thread.evaluating = before
 
 
 class Module:
-    """Something with parameters and a `forward`.
-
-    Attributes that are parameters or modules are found by name, also in lists, tuples and dictionaries, however deep:
-    "blocks.0", "experts.left". What is reachable by two names counts once, by the first. Raises `TypeError` where they
-    are kept in anything else, such as a set.
-    """
+    """Something with parameters and a `forward`. Attributes that are parameters or modules are found by name, also in
+    lists, tuples and dictionaries, however deep: "blocks.0", "experts.left". Raises `TypeError` where they are kept in
+    anything else, such as a set."""
 
     _training = True
 
     @property
     def training(self) -> bool:
         """Whether dropout is active: after `train()`, not after `eval()`, and never within `evaluating()`."""
-        return self._training and not _reading.evaluating
+        return self._training and not thread.evaluating
 
     @training.setter
     def training(self, mode: bool) -> None:
@@ -74,26 +63,11 @@ class Module:
 
     def named_modules(self) -> Iterator[tuple[str, Module]]:
         """(dotted name, module) for this module, whose name is "", and all below it; one that is shared comes once."""
-        seen: set[int] = set()
-        stack: list[tuple[str, Module]] = [("", self)]
-        while stack:
-            prefix, module = stack.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield prefix, module
-                stack += [(join(prefix, name), below) for name, below in module._held(Module)][::-1]
+        return modules(self, (Parameter, Module))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, parameter), in a fixed order; one that is shared comes once, by its first name."""
-        seen = set()
-        for prefix, module in self.named_modules():
-            for name, value in module._held(Parameter):
-                if id(value) not in seen:
-                    seen.add(id(value))
-                    yield join(prefix, name), value
-
-    def _held(self, kind: type) -> list[tuple[str, Any]]:
-        return [pair for pair in held(vars(self), (Parameter, Module)) if isinstance(pair[1], kind)]
+        return leaves(self, (Parameter, Module))
 
     def parameters(self) -> list[Parameter]:
         return [parameter for _, parameter in self.named_parameters()]
@@ -121,10 +95,8 @@ class Module:
         return {name: parameter.numpy() for name, parameter in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take every parameter from `state`, whose names and shapes must be exactly this module's.
-
-        Raises `ValueError` otherwise; then nothing has changed.
-        """
+        """Take every parameter from `state`, whose names and shapes must be exactly this module's, or else raise
+        `ValueError`, having changed nothing."""
         own = dict(self.named_parameters())
         checks.check_weights(state, own)
         for _, module in self.named_modules():

@@ -1,39 +1,19 @@
 """SGD, Adam and AdamW, learning-rate schedules, and clipping by the global norm."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import checks
 from .autograd import Array, Tensor, operation
-from .backend import asarray, multiplies, to_numpy, xp
+from .backend import multiplies, xp
+from .groups import Groups, Parameters
 
-Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+Betas = tuple[float, float]
 
 
-class Optimizer:
-    """Parameters in groups, each with its own `lr` and other settings, as in PyTorch.
-
-    `params` is a list of parameters, or of dictionaries `{"params": [...], "lr": ...}` whose settings
-    stand for that group alone. A parameter without a gradient is left alone by `step`.
-    Raises `ValueError` where there is no parameter, or one is frozen or given twice.
-    """
-
-    slots: tuple[str, ...] = ()  # the arrays kept for each parameter
-
-    def __init__(self, params: Parameters, **defaults: float | tuple[float, float]) -> None:
-        self.groups = checks.check_groups(type(self).__name__, params, defaults)
-        self.params: list[Tensor] = [p for group in self.groups for p in group["params"]]
-        checks.check_trainable(type(self).__name__, self.params)
-        for group in self.groups:
-            checks.check_settings(group)
-            group["initial_lr"] = group["lr"]  # what a schedule multiplies
-        self.steps = [0] * len(self.params)  # of each parameter: one that joins later starts its means then
-        self.state: dict[str, list[Array]] = {
-            slot: [xp.zeros(p.shape, dtype=p.dtype) for p in self.params] for slot in self.slots
-        }
+class Optimizer(Groups):
+    """Parameters and what becomes of them in a step; one without a gradient is left alone."""
 
     def zero_grad(self) -> None:
         for p in self.params:
@@ -56,28 +36,6 @@ class Optimizer:
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
-        """`{"kind", "steps", "groups", "arrays"}`: how many steps the parameters took (a number, or one for each where
-        they differ), settings of the groups, and a copy of every slot's arrays."""
-        return {
-            "kind": type(self).__name__,
-            "steps": self.steps[0] if len(set(self.steps)) == 1 else list(self.steps),
-            "groups": [{**checks.plain_settings(group), "count": len(group["params"])} for group in self.groups],
-            "arrays": {slot: [to_numpy(a).copy() for a in arrays] for slot, arrays in self.state.items()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of the same kind of optimizer for the same shapes, else `ValueError`."""
-        steps, settings = checks.check_optimizer_state(state, self)
-        arrays = {
-            slot: [xp.array(asarray(a), dtype=p.dtype) for a, p in zip(state["arrays"][slot], self.params, strict=True)]
-            for slot in self.slots
-        }
-        self.steps = steps  # only now, when nothing can fail any more
-        for group, saved in zip(self.groups, settings, strict=True):
-            group.update(saved)
-        self.state.update(arrays)
-
 
 class SGD(Optimizer):
     """θ ← θ - η g."""
@@ -90,8 +48,8 @@ class SGD(Optimizer):
 
 
 @operation
-def adam(p: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float) -> None:
-    """Algorithm 1 of Kingma & Ba 2015, one step of it in place: m and v are running means of g and g²."""
+def adam(p: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: Betas, eps: float) -> None:
+    """One step of algorithm 1 of Kingma & Ba 2015, in place: m and v are running means of g and g²."""
     beta1, beta2 = betas
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
@@ -100,18 +58,12 @@ def adam(p: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple
 
 
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015, algorithm 1): with m and v the running means of g and g²,
-
-    θ ← θ - η m̂/(√v̂ + ε),  m̂ = m/(1 - β₁ᵗ),  v̂ = v/(1 - β₂ᵗ).
-
-    t counts a parameter's own steps, as in PyTorch: those in which it had a gradient.
-    """
+    """Adam: θ ← θ - η m̂/(√v̂ + ε), by `adam`. t counts a parameter's own steps, those in which it had a gradient, as in
+    PyTorch."""
 
     slots = ("m", "v")
 
-    def __init__(
-        self, params: Parameters, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> None:
+    def __init__(self, params: Parameters, lr: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps)
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
@@ -126,33 +78,13 @@ class AdamW(Adam):
     """
 
     def __init__(
-        self,
-        params: Parameters,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        self, params: Parameters, lr: float, betas: Betas = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
     ) -> None:
         Optimizer.__init__(self, params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         p.data *= 1 - group["lr"] * group["weight_decay"]
         super()._update(p, g, group, number)
-
-
-def decay_groups(params: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """Two groups for `AdamW`: matrices, which decay as it says, and vectors (biases, LayerNorm), which do not.
-
-    Leaves out what is frozen. Raises `ValueError` where nothing trains.
-    """
-    trainable = [p for p in params if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if p.ndim >= 2]},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if not trainable:
-        raise ValueError("None of these parameters trains: there is nothing to decay.")
-    return [group for group in groups if group["params"]]
 
 
 # ---- schedules: step -> factor of the learning rate --------------------------------------------------

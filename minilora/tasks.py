@@ -4,8 +4,6 @@ A string example is one line, `tag + s + ">" + f(s) + newline`, with s of 4 to 8
 reads all of it and is scored on f(s) and the newline only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,11 +102,8 @@ def _strings(B: int, rng: np.random.Generator, held_out: bool) -> list[str]:
 
 
 def exact_match(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Share of the examples whose every counted target is the likeliest token.
-
-    logits (B, T, V), targets (B, T). Equal to greedy decoding's share of exact answers: as long as
-    every token so far was right, both have read the same.
-    """
+    """Share of the examples whose every counted target is the likeliest token: logits (B, T, V), targets (B, T). It is
+    greedy decoding's share of exact answers: as long as every token so far was right, both have read the same."""
     right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
     return float(right.all(axis=1).mean())
 

@@ -1,4 +1,4 @@
-"""Texts to learn from: English, Python's own source, a file; and what a base does not know replaced."""
+"""Texts: English, Python's source or a file to learn from; what a base does not know replaced; a prompt continued."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import sysconfig
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
+
+from . import checks
 from .data import PRINTABLE, Vocabulary
+from .generate import continue_rows
+from .gpt import GPT
 
 
 def english_text() -> str:
@@ -101,3 +107,46 @@ def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
     return text.translate({ord(c): like for c, like in likeness.items()}), sum(
         counts[character] for character in likeness
     )
+
+
+# ---- prompts -----------------------------------------------------------------------------------------
+
+
+class TextCodec(Protocol):
+    """What turns text into ids and back: a `Vocabulary`, or GPT-2's tokenizer."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def decode(self, ids: np.ndarray) -> str: ...
+
+
+def generate_text(
+    model: GPT,
+    vocabulary: TextCodec,
+    prompt: str,
+    new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    stop: str | None = None,
+) -> str:
+    """The prompt and what the model says next: up to `new_tokens` tokens, or until the text `stop`, or the end token
+    of the vocabulary, where it has one (`vocabulary.end`); neither is part of what is returned.
+
+    Other settings as in `generate`. Raises `ValueError` for an empty `stop` too.
+    """
+    checks.check_stop_text(stop)
+    prompt_ids = checks.check_prompt(vocabulary.encode(prompt))
+    n, end_id = len(prompt_ids), getattr(vocabulary, "end", None)
+
+    def ended(rows: np.ndarray) -> np.ndarray:
+        said = stop is not None and stop in vocabulary.decode(rows[0, n:])
+        return np.array([said or rows[0, -1] == end_id])
+
+    (row,) = continue_rows(model, prompt_ids[None], new_tokens, temperature, top_k, [seed], ended)
+    text = vocabulary.decode(row[:-1] if len(row) > n and row[-1] == end_id else row)
+    end = -1 if stop is None else text.find(stop, len(vocabulary.decode(row[:n])))
+    return text if end < 0 else text[:end]

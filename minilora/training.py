@@ -1,8 +1,5 @@
 """One training loop, for pretraining and for adapting, and evaluation on fixed batches."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,14 +37,11 @@ def train(
     """Steps `start` to `steps - 1` of: loss, backward, clip, optimizer step. Returns the history.
 
     `loss(step)` is the loss to descend, such as `batch_loss(model, batches)`. `schedule(step)` multiplies
-    each group's learning rate; `clip` bounds the gradients' global norm. Losses stay where they are computed, and are
-    fetched together every `log_every` steps and at the end: each by itself with NumPy, every 50th step on a GPU, where
-    the CPU waits for a fetch. `callback(steps_done, loss)` follows each fetch: for progress and checkpoints. After
-    every `evaluate_every` steps, and at the end, `evaluation()` runs. The history is
-    {"loss": [...], "evaluated_at": [...], "evaluation": [...]}.
-
-    Raises `DivergedError` naming the first step whose loss or gradient is NaN or infinite; the parameters are then
-    those before the step of the fetch that met it.
+    each group's learning rate; `clip` bounds the gradients' global norm. Losses are fetched every `log_every` steps and
+    at the end (with NumPy each, on a GPU, which a fetch makes wait, every 50th), and `callback(steps_done, loss)`
+    follows: for progress and checkpoints. After every `evaluate_every` steps, and at the end, `evaluation()` runs. The
+    history is {"loss": [...], "evaluated_at": [...], "evaluation": [...]}. Raises `DivergedError` naming the first step
+    whose loss or gradient is NaN or infinite; the parameters are then those before the step of the fetch that met it.
     """
     losses = _Losses(log_interval() if log_every is None else log_every, steps)
     checks.check_run(start, steps, losses.every)
@@ -76,7 +70,7 @@ def train(
 
 
 class _Losses:
-    """Losses and norms stay where they are computed, and are fetched together every so many steps, and at the end."""
+    """Losses and norms, left where they are computed and fetched together every so many steps, and at the end."""
 
     def __init__(self, every: int, steps: int) -> None:
         self.every, self.steps = every, steps
@@ -89,13 +83,11 @@ class _Losses:
         if done % self.every and done != self.steps:
             return False
         numbers = to_numpy(xp.stack(self.unread)).reshape(-1, 2)  # of each step: loss, norm
-        for step, pair in enumerate(numbers, done - len(numbers)):
-            for what, number in zip(("loss", "norm of the gradients"), pair, strict=True):
-                if not math.isfinite(number):
-                    raise DivergedError(
-                        f"Training stopped: the {what} became {number} at step {step}. "
-                        "Try a smaller learning rate, a longer warm-up, or clipping."
-                    )
+        for step, which in np.argwhere(~np.isfinite(numbers)):
+            raise DivergedError(
+                f"Training stopped: the {('loss', 'norm of the gradients')[which]} became {numbers[step, which]} at "
+                f"step {done - len(numbers) + step}. Try a smaller learning rate, a longer warm-up, or clipping."
+            )
         self.read += numbers[:, 0].tolist()
         self.unread = []
         return True
@@ -117,10 +109,8 @@ def batch_loss(model: Module, batches: Callable[[int], Batch]) -> Callable[[int]
 
 
 def evaluate(model: Module, batches: Sequence[Batch]) -> float:
-    """Cross-entropy in nats per counted target of all batches together, read in evaluation mode.
-
-    Raises `ValueError` where there is no batch, or no target to count.
-    """
+    """Cross-entropy in nats per counted target of all batches together, read in evaluation mode. Raises `ValueError`
+    where there is no batch, or no target to count."""
     checks.check_batches(batches)
     total, count = 0.0, 0
     with no_grad(), evaluating():

@@ -33,6 +33,33 @@ def held(container: Any, kinds: tuple[type, ...], above: tuple[Any, ...] = ()) -
             yield join(str(name), below) if below else str(name), part
 
 
+def modules(root: Any, kinds: tuple[type, type]) -> Iterator[tuple[str, Any]]:
+    """(dotted name, module) for `root`, whose name is "", and all below it; one that is shared comes once.
+
+    `kinds` are the classes of parameters and of modules.
+    """
+    seen: set[int] = set()
+    stack: list[tuple[str, Any]] = [("", root)]
+    while stack:
+        prefix, module = stack.pop()
+        if id(module) not in seen:
+            seen.add(id(module))
+            yield prefix, module
+            below = [(join(prefix, name), m) for name, m in held(vars(module), kinds) if isinstance(m, kinds[1])]
+            stack += below[::-1]
+
+
+def leaves(root: Any, kinds: tuple[type, type]) -> Iterator[tuple[str, Any]]:
+    """(dotted name, parameter) of all below `root`, in a fixed order; one that is shared comes once, by its first
+    name."""
+    seen: set[int] = set()
+    for prefix, module in modules(root, kinds):
+        for name, value in held(vars(module), kinds):
+            if isinstance(value, kinds[0]) and id(value) not in seen:
+                seen.add(id(value))
+                yield join(prefix, name), value
+
+
 def replace(modules: Iterable[tuple[str, Any]], old: Any, new: Any) -> None:
     """Put `new` wherever one of the modules holds `old`, which may be in several places."""
     for _, module in list(modules):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..autograd import FASTER, _thread
+from ..autograd import FASTER, thread
 from .attention import causal_attention
 from .elementwise import add, gelu, mul
 from .layers import cross_entropy, layer_norm, linear
@@ -43,13 +43,13 @@ if os.environ.get("MINILORA_TEXTBOOK", "0") in ("", "0"):
 @contextmanager
 def textbook() -> Iterator[None]:
     """Within this context, in this thread, every operation runs as its own file writes it: the same numbers, slower."""
-    before, _thread.textbook = _thread.textbook, True
+    before, thread.textbook = thread.textbook, True
     try:
         yield
     finally:
-        _thread.textbook = before
+        thread.textbook = before
 
 
 def is_textbook() -> bool:
     """Whether operations run here as their own files write them."""
-    return _thread.textbook or not FASTER
+    return thread.textbook or not FASTER

@@ -15,13 +15,13 @@ from ..budget import readable
 from ..claims.adaptation import STEPS, rate
 from ..claims.bases import held_out_strings, load_base, string_draw
 from ..data import PRINTABLE, seeded
-from ..generate import generate_text
 from ..gpt import GPT
 from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora, lora_disabled, merge_lora
 from ..nn import Parameter, evaluating
 from ..optim import Adam, linear_schedule
 from ..tasks import ADAPTATION, IGNORED, LONGEST, MEANINGS, PRETRAINING, TASKS, question
+from ..texts import generate_text
 from ..training import batch_loss, evaluate, evaluate_exact_match, train
 from .console import columns, line, paint, program, step_bar
 

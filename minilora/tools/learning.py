@@ -11,13 +11,14 @@ import numpy as np
 
 from ..claims.bases import string_draw
 from ..claims.claim import BITS
-from ..data import PRINTABLE, Batch, TextCodec, Vocabulary, fixed, seeded, split, windows
+from ..data import PRINTABLE, Batch, Vocabulary, fixed, seeded, split, windows
 from ..generate import generate
 from ..gpt import GPT
 from ..interop.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ..interop.files import check_output, digest
 from ..optim import Optimizer
 from ..tasks import WIDTH
+from ..texts import TextCodec
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .console import step_bar
 from .demo import answer

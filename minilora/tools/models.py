@@ -6,11 +6,11 @@ import sys
 from typing import Any
 
 from ..claims.bases import load_base
-from ..data import PRINTABLE, TextCodec, Vocabulary
+from ..data import PRINTABLE, Vocabulary
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, read_notes
 from ..interop.gpt2 import Tokenizer, load_gpt2
-from ..texts import replace_unknown
+from ..texts import TextCodec, replace_unknown
 from .options import refuse_given
 
 

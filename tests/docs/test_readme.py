@@ -74,8 +74,8 @@ def front():
 
 
 ORDER = [
-    "backend", "checks", "tree", "machine", "autograd", "functional", "gradient_check", "nn", "gpt", "optim", "lora",
-    "data", "tasks", "training", "generate",
+    "backend", "checks", "tree", "machine", "diagnosis", "autograd", "functional", "gradient_check", "nn", "gpt",
+    "groups", "optim", "lora", "data", "tasks", "training", "generate", "texts",
 ]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ FAULTS = [
     ("functional.py", "/ (1 - p)", "/ p"),
     ("optim.py", "v / (1 - beta2**t)", "v / (1 - beta2)"),
     ("optim.py", "1 - group[\"lr\"] * group[\"weight_decay\"]", "1 + group[\"lr\"] * group[\"weight_decay\"]"),
-    ("lora.py", "+ scaling * F.linear", "- scaling * F.linear"),
+    ("lora.py", "+ s * F.linear", "- s * F.linear"),
     ("fast/elementwise.py", "square *= 6 * k", "square *= 3 * k"),
     ("fast/elementwise.py", "(b, lambda g: elementwise(xp.multiply, g, x))", "(b, lambda g: elementwise(xp.multiply, g, y))"),  # noqa: E501
     ("fast/layers.py", "xp.einsum(\"md,md->m\", h, x_hat)[:, None] / D", "xp.einsum(\"md,md->m\", h, x_hat)[:, None]"),

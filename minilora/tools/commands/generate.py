@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...generate import generate_text
 from ...interop.peft import load_adapter
 from ...tasks import LETTERS, LONGEST, SHORTEST
+from ...texts import generate_text
 from ..console import check_text, is_conversation, program, say
 from ..models import known, model_of, stop_of
 from ..options import base_option, replace_option
