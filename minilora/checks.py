@@ -563,7 +563,7 @@ def check_text(tokens: int, context_length: int, chunk: int, every: int) -> None
     if chunk <= context_length:
         raise ValueError(
             f"The text has {tokens} tokens; a context of {context_length} needs at least "
-            f"{every * (context_length + 1)}, since every {every}th block is held out: "
+            f"{every * (context_length + 1)}, since every {every}th chunk is held out: "
             "use a longer text or a shorter context."
         )
 

@@ -40,15 +40,15 @@ class Vocabulary:
 PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII
 
 
-def split(ids: np.ndarray, context_length: int, block: int = 4096, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, held-out ids): every tenth block is held out, and never trained on.
+def split(ids: np.ndarray, context_length: int, chunk: int = 4096, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """(training ids, held-out ids): every tenth chunk is held out, and never trained on.
 
-    A short text is cut into smaller blocks. Raises `ValueError` where no held-out block could fill one
+    A short text is cut into smaller chunks. Raises `ValueError` where no held-out chunk could fill one
     context and its next character.
     """
-    block = min(block, len(ids) // every)
-    checks.check_text(len(ids), context_length, block, every)
-    held_out = np.arange(len(ids)) // block % every == every - 1
+    chunk = min(chunk, len(ids) // every)
+    checks.check_text(len(ids), context_length, chunk, every)
+    held_out = np.arange(len(ids)) // chunk % every == every - 1
     return ids[~held_out], ids[held_out]
 
 
@@ -59,11 +59,11 @@ def windows(ids: np.ndarray, B: int, T: int, rng: np.random.Generator) -> Batch:
     return stretches[:, :-1], stretches[:, 1:]
 
 
-def seeded(draw: Callable[[np.random.Generator], Batch], seed: int) -> Callable[[int], Batch]:
+def seeded(sample: Callable[[np.random.Generator], Batch], seed: int) -> Callable[[int], Batch]:
     """step -> batch, each step with a generator of its own: a resumed run needs no sampler state."""
-    return lambda step: draw(np.random.default_rng([seed, step]))
+    return lambda step: sample(np.random.default_rng([seed, step]))
 
 
-def fixed(draw: Callable[[np.random.Generator], Batch], count: int, seed: int = 2**31) -> list[Batch]:
+def fixed(sample: Callable[[np.random.Generator], Batch], count: int, seed: int = 2**31) -> list[Batch]:
     """The same `count` batches every time, for evaluation."""
-    return [draw(np.random.default_rng([seed, i])) for i in range(count)]
+    return [sample(np.random.default_rng([seed, i])) for i in range(count)]

@@ -1,4 +1,4 @@
-"""+, * and GELU, into blocks used before and in few passes over memory."""
+"""+, * and GELU, into buffers used before and in few passes over memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory: arrays in blocks used before."""
+"""Memory: arrays in buffers used before."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from ..backend import SWITCHED, library, xp
 
 # A fresh array of a megabyte costs more in page faults than most operations cost in arithmetic: the
-# C library returns such blocks to the kernel and takes them again on every step. Keeping them makes a
+# C library returns such buffers to the kernel and takes them again on every step. Keeping them makes a
 # training step 1.1 to 1.25 times as fast, measured against np.empty on the configurations of
 # benchmarks/step_time.py. The results are bit-equal.
 #
-# Whether a block is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
-# change. An array of the pool looks at its block through a sentinel made for it alone; whatever looks at the array's
+# Whether a buffer is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
+# change. An array of the pool looks at its buffer through a sentinel made for it alone; whatever looks at the array's
 # memory, a view or a memoryview, keeps the sentinel alive, by the rules of Python's buffers. When the sentinel goes,
 # its weak reference, the lease, appends itself to the free list: by `list.append`, in which no tracer can step. (The
 # sentinel is an array, since the garbage collector, which clears weak references before it asks finalizers, does not
 # know arrays.)
 
-_SMALL = 8 * 1024  # bytes; below this the C library keeps blocks itself
+_SMALL = 8 * 1024  # bytes; below this the C library keeps buffers itself
 _LINE = 64  # bytes of a cache line
-_PERIOD = 10_000  # requests; a block that was free throughout is freed. A step of a large model asks for thousands
+_PERIOD = 10_000  # requests; a buffer that was free throughout is freed. A step of a large model asks for thousands
 _ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between periods, at how much it has grown
 
 
@@ -37,23 +37,23 @@ class _Lease(weakref.ref):
 
 
 class _Shelf:
-    """The blocks of one size."""
+    """The buffers of one size."""
 
     __slots__ = ("free", "leases", "least")
 
     def __init__(self) -> None:
-        self.leases: dict[int, _Lease] = {}  # the latest of every block, by its id: a lease that is lost never ends
+        self.leases: dict[int, _Lease] = {}  # the latest of every buffer, by its id: a lease that is lost never ends
         self.free: list[_Lease] = []  # those that ended, the latest last; an array may end in any thread
         self.least = 0  # the fewest that were free at once in this period
 
 
 class _Pool:
-    """The blocks of one thread."""
+    """The buffers of one thread."""
 
     __slots__ = ("bytes", "limit", "requests", "shelves")
 
     def __init__(self) -> None:
-        self.shelves: dict[int, _Shelf] = {}  # bytes of a block -> such blocks
+        self.shelves: dict[int, _Shelf] = {}  # bytes of a buffer -> such buffers
         self.bytes, self.limit, self.requests = 0, _ROOM, 0
 
     def take(self, size: int) -> memoryview:
@@ -79,22 +79,22 @@ class _Pool:
         return sentinel.data
 
     def _grow(self, size: int) -> memoryview:
-        """A new block; where the pool has doubled, as with shapes that never come again, what is free goes first."""
+        """A new buffer; where the pool has doubled, as with shapes that never come again, what is free goes first."""
         if self.bytes + size > self.limit:
             self._let_go({size: len(shelf.free) for size, shelf in self.shelves.items()}, needed=size)
         self.bytes += size
-        # NumPy's own blocks begin 16 bytes beyond a cache line, so that every wide load crosses two lines: an
+        # NumPy's own buffers begin 16 bytes beyond a cache line, so that every wide load crosses two lines: an
         # elementwise pass within the cache is then 2.4 times as slow.
         raw = np.empty(size + _LINE, np.uint8)
         start = -raw.ctypes.data % _LINE
         return raw.data[start : start + size]
 
     def _let_go(self, counts: dict[int, int], needed: int = 0) -> None:
-        """Forget that many free blocks of each size, the coldest first; blocks that arrays look at stay."""
+        """Forget that many free buffers of each size, the coldest first; buffers that arrays look at stay."""
         for size, count in counts.items():
             shelf = self.shelves[size]
             del shelf.free[:count]
-            # An exception within `take`, of a signal handler say, may have lost a block that is free by now.
+            # An exception within `take`, of a signal handler say, may have lost a buffer that is free by now.
             free = {id(lease) for lease in shelf.free}
             shelf.leases = {key: lease for key, lease in shelf.leases.items() if key in free or lease() is not None}
             shelf.least = len(shelf.free)
@@ -118,7 +118,7 @@ def _forget() -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Any:
-    """An uninitialised array, in a block used before where one of that size is free."""
+    """An uninitialised array, in a buffer used before where one of that size is free."""
     if library() is not np:
         return xp.empty(shape, dtype=dtype)
     dtype = np.dtype(dtype)

@@ -30,7 +30,7 @@ _HEIGHT, _WIDTH, _DEPTH = 32, 64, 256  # of a tile of a gradient of weights, and
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """(M, k) @ (k, n) -> (M, n), into a block used before where one is free."""
+    """(M, k) @ (k, n) -> (M, n), into a buffer used before where one is free."""
     (M, k), n = a.shape, b.shape[1]
     out = empty((M, n), a.dtype if a.dtype == b.dtype else xp.result_type(a, b))
     rows = _power_of_two(_SMALL_PRODUCT // max(1, k * n))  # of one small product

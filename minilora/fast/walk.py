@@ -80,7 +80,7 @@ def _shared(part: Array, g: Array, parts: Sequence[Array]) -> bool:
 
 
 def elementwise(operation: Any, a: Array, b: Array) -> Array:
-    """`operation(a, b)`, its result in a block used before where that pays."""
+    """`operation(a, b)`, its result in a buffer used before where that pays."""
     if a.dtype != b.dtype or a.dtype.kind != "f":
         return operation(a, b)
     shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)

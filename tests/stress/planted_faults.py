@@ -1,6 +1,6 @@
 """Plant one wrong sign, factor or axis at a time in the core and its kernels, and see whether the suite catches it.
 
-    python tests/stress/planted_faults.py [--workers 2] [--only NUMBER ...]      # ten minutes on two cores
+    python tests/stress/planted_faults.py [--workers 2] [--only NUMBER ...]      # two minutes on two cores
 
 Each fault goes into a copy of the package in a folder of its own, where the tests of the core run until the first one
 fails. Prints a line a fault; exits 1 where one was not caught, or where its place is no longer in the source.
