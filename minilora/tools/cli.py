@@ -44,16 +44,16 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             parser.print_help()
             return 0
-        options, unknown = parser.parse_known_args(arguments)
+        given, unknown = parser.parse_known_args(arguments)
         if unknown:
-            options.refuse(f"unrecognized arguments: {' '.join(unknown)}")
-        name = f"minilora {options.name}"
+            given.refuse(f"unrecognized arguments: {' '.join(unknown)}")
+        name = f"minilora {given.name}"
         tune_machine()
-        _choose_backend(options.backend)
-        check_numbers(options)
+        _choose_backend(given.backend)
+        check_numbers(vars(given))
         # Apple's BLAS raises flags for products that are finite; what is not finite is looked for where it matters.
         with np.errstate(all="ignore"), _plain_warnings(name):
-            options.command(options)
+            given.command.run(given.command.Options.of(vars(given)))
     except (ValueError, Warning) as error:  # a warning only where Python was told to raise them
         print(f"{name}: {error}", file=sys.stderr)
         return 2
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {program()}{command.EXAMPLE.removeprefix('minilora')}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=command.run, refuse=sub.error)  # in the words of that command's usage
+        sub.set_defaults(command=command, refuse=sub.error)  # in the words of that command's usage
         sub.add_argument("--backend", metavar="NAME", help='what computes: "numpy", or "cupy" on a GPU (numpy)')
         command.options(sub)
     return parser

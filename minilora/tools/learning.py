@@ -22,8 +22,8 @@ from ..texts import TextCodec
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .console import step_bar
 from .demo import answer
+from .options import CHECKPOINT_EVERY, DataOptions, TrainingOptions
 
-CHECKPOINT_EVERY = 100  # steps
 # How much of a held-out text adapt shows, and how much it lets the model add.
 SAMPLE = {"character": (32, 60), "token": (8, 16)}
 
@@ -32,7 +32,7 @@ class Data:
     """Training batches and held-out batches of string tasks, or of a text; `digest` is of that text's ids."""
 
     def __init__(
-        self, options: Any, vocabulary: TextCodec, context: int, tasks: tuple[str, ...], text: str | None
+        self, options: TrainingOptions, vocabulary: TextCodec, context: int, tasks: tuple[str, ...], text: str | None
     ) -> None:
         self.tasks, self.vocabulary = tasks, vocabulary
         self.unit = "character" if isinstance(vocabulary, Vocabulary) else "token"
@@ -95,7 +95,7 @@ def shown(text: str) -> str:
 
 
 def train_with_bar(
-    options: Any,
+    options: TrainingOptions,
     model: GPT,
     optimizer: Optimizer,
     data: Data,
@@ -141,13 +141,13 @@ def train_with_bar(
             raise
 
 
-def settings_of(options: Any) -> dict[str, Any]:
+def settings_of(options: TrainingOptions) -> dict[str, Any]:
     """The options that decide what training computes; of files not the names, since what they hold decides."""
-    left_out = ("command", "refuse", "out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
+    left_out = ("out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 
-def check_same_run(options: Any, made_of: dict[str, str | None], checkpoint: Path) -> None:
+def check_same_run(options: TrainingOptions, made_of: dict[str, str | None], checkpoint: Path) -> None:
     """Raise `ValueError` where a checkpoint is of a run of other options or files: going on would be neither run."""
     notes, own = read_notes(checkpoint), settings_of(options)
     saved = notes.get("run", {})
@@ -164,7 +164,7 @@ def check_same_run(options: Any, made_of: dict[str, str | None], checkpoint: Pat
             )
 
 
-def check_outputs(options: Any, *paths: Path) -> None:
+def check_outputs(options: DataOptions, *paths: Path) -> None:
     """Raise `ValueError` where one of these files cannot be written, or is the text to learn from."""
     for path in paths:
         check_output(path)

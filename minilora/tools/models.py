@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ..claims.bases import load_base
 from ..data import PRINTABLE, Vocabulary
@@ -11,10 +10,10 @@ from ..gpt import GPT
 from ..interop.checkpoint import load_model, read_notes
 from ..interop.gpt2 import Tokenizer, load_gpt2
 from ..texts import TextCodec, replace_unknown
-from .options import refuse_given
+from .options import ModelOptions, refuse_given
 
 
-def model_of(options: Any) -> tuple[GPT, TextCodec]:
+def model_of(options: ModelOptions) -> tuple[GPT, TextCodec]:
     """The base that --base or --gpt2 names, and how its text becomes ids."""
     if options.gpt2:
         refuse_given(options, ("replace",), "is of a base of characters: GPT-2's tokenizer reads every text.")
@@ -26,6 +25,7 @@ def model_of(options: Any) -> tuple[GPT, TextCodec]:
                 f"{model.config.vocab_size}: they do not belong together."
             )
         return model, tokenizer
+    assert options.base is not None  # one of the two is required
     return base_of(options.base)
 
 
@@ -37,7 +37,7 @@ def base_of(name: str) -> tuple[GPT, Vocabulary]:
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
 
 
-def known(options: Any, text: str, vocabulary: TextCodec) -> str:
+def known(options: ModelOptions, text: str, vocabulary: TextCodec) -> str:
     """The text; with --replace as the base can read it, and how many characters that took is said."""
     if not options.replace:
         return text
@@ -49,10 +49,8 @@ def known(options: Any, text: str, vocabulary: TextCodec) -> str:
     return text
 
 
-def stop_of(options: Any) -> str | None:
-    """Where an answer of the base ends: string tasks end with their line."""
-    if getattr(options, "gpt2", None):
-        return None  # its tokenizer knows
-    if options.base in ("strings", "text"):
-        return "\n" if options.base == "strings" else None
-    return read_notes(options.base).get("stop")
+def stop_of(base: str | None) -> str | None:
+    """Where an answer of the base ends: string tasks end with their line. None: a GPT-2's tokenizer knows."""
+    if base in ("strings", "text", None):
+        return "\n" if base == "strings" else None
+    return read_notes(base).get("stop")

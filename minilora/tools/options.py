@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..claims import tuning
 from ..tasks import TASKS, WIDTH, check_task
-from .learning import CHECKPOINT_EVERY
+
+CHECKPOINT_EVERY = 100  # steps
 
 # The least and the most of every whole number that can be said, whatever the command.
 _SIZE, _COUNT = 10**6, 10**9
@@ -30,9 +32,52 @@ NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def check_numbers(options: Any) -> None:
+@dataclass(frozen=True)
+class CommonOptions:
+    """What every command is told; a command's `Options` adds what is its own."""
+
+    name: str  # of the command
+    backend: str | None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> CommonOptions:
+        """These options among all that argparse gives."""
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class ModelOptions(CommonOptions):
+    """Which model, by one of two names, and what becomes of characters that it does not know."""
+
+    base: str | None
+    gpt2: Path | None
+    replace: bool
+
+
+@dataclass(frozen=True)
+class DataOptions(CommonOptions):
+    """What to learn."""
+
+    task: str | None
+    text: Path | None
+
+
+@dataclass(frozen=True)
+class TrainingOptions(DataOptions):
+    """How to learn, and where what was learned is kept."""
+
+    context: int | None
+    out: Path
+    steps: int
+    lr: float
+    batch: int
+    seed: int
+    resume: bool
+
+
+def check_numbers(given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a number out of range, in the words of the command line."""
-    for name, value in vars(options).items():
+    for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
         if name in WHOLE and value is not None:
             least, most = WHOLE[name]
@@ -46,7 +91,7 @@ def check_numbers(options: Any) -> None:
                 raise ValueError(f"{option} must be {words}, not {value}.")
 
 
-def refuse_given(options: Any, names: Sequence[str], why: str) -> None:
+def refuse_given(options: CommonOptions, names: Sequence[str], why: str) -> None:
     """Raise `ValueError` for the first of these options that was given: it would be ignored."""
     for name in names:
         value = getattr(options, name)
@@ -62,7 +107,7 @@ def names_of(option: str, given: str) -> tuple[str, ...]:
     return names
 
 
-def tasks_of(options: Any) -> tuple[str, ...]:
+def tasks_of(options: TrainingOptions) -> tuple[str, ...]:
     """The string tasks that --task names; none without it."""
     if options.task is None:
         return ()
@@ -71,12 +116,6 @@ def tasks_of(options: Any) -> tuple[str, ...]:
         check_task(name)
     refuse_given(options, ("context",), f"is of text: string tasks have {WIDTH} positions.")
     return names
-
-
-def set_defaults(options: Any, defaults: dict[str, Any]) -> None:
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
 
 
 def base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ from ..console import columns, line, say
 from ..learning import Data, check_outputs, same_file, train_with_bar
 from ..models import known, model_of
 from ..options import (
+    CommonOptions,
+    DataOptions,
+    ModelOptions,
+    TrainingOptions,
     base_option,
     data_options,
     names_of,
     refuse_given,
     replace_option,
-    set_defaults,
     tasks_of,
     training_options,
 )
@@ -34,6 +39,27 @@ LORA_GPT2: dict[str, Any] = {**LORA, "r": 4, "alpha": 32.0}
 
 TEXT = "Train LoRA on a base and save the adapter in PEFT's layout."
 EXAMPLE = "minilora adapt --base strings --task revupper --r 8 --out adapter"
+
+
+@dataclass(frozen=True)
+class LoRAOptions(DataOptions):
+    """An adapter to continue, or the settings of a new one."""
+
+    adapter: Path | None
+    r: int | None
+    alpha: float | None
+    targets: str | None
+    dropout: float | None
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions, LoRAOptions, ModelOptions):
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> CommonOptions:
+        """What was not said is the base's: GPT-2 has defaults of its own, and an adapter brings its settings."""
+        gpt2, adapter = given["gpt2"], given["adapter"]
+        defaults = {**(ADAPT_GPT2 if gpt2 else ADAPT), **({} if adapter else LORA_GPT2 if gpt2 else LORA)}
+        return super().of({**given, **{name: value for name, value in defaults.items() if given[name] is None}})
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -52,7 +78,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     training_options(sub, lr=ADAPT["lr"], steps=300, batch=ADAPT["batch"], gpt2=ADAPT_GPT2)
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     if options.task is None and options.text is None:
         raise ValueError("Say what to learn: --task NAME or --text FILE.")
     checkpoint = options.out / "checkpoint.npz"
@@ -62,10 +88,7 @@ def run(options: Any) -> None:
         refuse_given(options, ("replace",), "is of text: string tasks have no other characters.")
     if options.adapter:
         refuse_given(options, tuple(LORA), "is what the adapter has: omit it, or omit --adapter.")
-    else:
-        set_defaults(options, LORA_GPT2 if options.gpt2 else LORA)
-    set_defaults(options, ADAPT_GPT2 if options.gpt2 else ADAPT)
-    targets = () if options.adapter else names_of("targets", options.targets)
+    targets = names_of("targets", options.targets) if options.targets is not None else ()
     model, vocabulary = model_of(options)
     text = known(options, read_text(options.text), vocabulary) if options.text else None
     longest = model.config.context_length
@@ -85,6 +108,7 @@ def run(options: Any) -> None:
         remove_lora(model)  # and put on again, so that --seed decides the dropout as it does without --adapter
     else:
         before, said = data.measure(model), data.said(model)
+        assert options.r is not None and options.dropout is not None
         config = LoRAConfig(options.r, options.alpha, targets, options.dropout)
     parameters = add_lora(model, config, seed=options.seed)
     if options.adapter:

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from ...budget import PRESETS
 from ..budget import budget_text
 from ..console import say
-from ..options import names_of, refuse_given
+from ..options import CommonOptions, names_of, refuse_given
 
 TEXT = "What adapting a model costs: trainable parameters, and the bytes of all that training keeps; no training."
 EXAMPLE = "minilora budget --preset gpt3-175b --r 4 --targets q_proj,v_proj"
+
+
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    preset: str | None
+    base: str | None
+    r: int | None
+    targets: str | None
+    batch: int | None
+    time: int | None
+    paper: bool
+    full: bool
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -25,8 +38,10 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--full", action="store_true", help="with --paper: the formula and a note below each figure")
 
 
-def run(options: Any) -> None:
-    settings = {name: value for name in ("r", "batch", "time") if (value := getattr(options, name)) is not None}
+def run(options: Options) -> None:
+    settings: dict[str, Any] = {
+        name: value for name in ("r", "batch", "time") if (value := getattr(options, name)) is not None
+    }
     if options.targets is not None:
         settings["targets"] = names_of("targets", options.targets)
     if options.preset is None and options.base is None:

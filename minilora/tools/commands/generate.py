@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from ...tasks import LETTERS, LONGEST, SHORTEST
 from ...texts import generate_text
 from ..console import check_text, is_conversation, program, say
 from ..models import known, model_of, stop_of
-from ..options import base_option, replace_option
+from ..options import ModelOptions, base_option, replace_option
 
 QUESTION = f"[0-9][{LETTERS}]{{{SHORTEST},{LONGEST}}}>"  # as a string task is asked
 
 TEXT = "Let a base, with or without an adapter, continue a prompt."
 EXAMPLE = "minilora generate --base strings --adapter adapter --prompt '8badge>' --temperature 0"
+
+
+@dataclass(frozen=True)
+class Options(ModelOptions):
+    adapter: Path | None
+    prompt: list[str] | None
+    length: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    stop: str | None
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -47,12 +59,17 @@ def options(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     model, vocabulary = model_of(options)
     if options.adapter:
         load_adapter(model, options.adapter)
-    stop = stop_of(options) if options.stop is None else options.stop.replace("\\n", "\n")
-    settings = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed, "stop": stop or None}
+    stop = stop_of(options.base) if options.stop is None else options.stop.replace("\\n", "\n")
+    settings: dict[str, Any] = {
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "seed": options.seed,
+        "stop": stop or None,
+    }
 
     def go_on(prompt: str) -> None:
         text = known(options, prompt, vocabulary)

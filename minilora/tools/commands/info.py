@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ...fast import is_textbook
 from ...machine import blas_name, blas_threads
 from ..console import say
 from ..device_report import device_report
+from ..options import CommonOptions
 from ..sweep import available_cores
 
 TEXT = (
@@ -25,11 +25,14 @@ TEXT = (
 EXAMPLE = "minilora info"
 
 
+Options = CommonOptions
+
+
 def options(sub: argparse.ArgumentParser) -> None:
     """None of its own."""
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     if options.backend not in (None, "numpy"):
         say(device_report())
         return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...data import PRINTABLE, Vocabulary
 from ...gpt import GPT, GPTConfig
@@ -14,12 +14,24 @@ from ...tasks import WIDTH
 from ...texts import english_text, read_text
 from ..console import say
 from ..learning import Data, check_outputs, train_with_bar
-from ..options import data_options, tasks_of, training_options
+from ..options import DataOptions, TrainingOptions, data_options, tasks_of, training_options
 
 CONTEXT = 64  # positions of a base of text
 
 TEXT = "Pretrain a small GPT on English, on your text, or on string tasks, and save it."
 EXAMPLE = "minilora pretrain --text book.txt --steps 3000 --out base.npz"
+
+
+@dataclass(frozen=True)
+class SizeOptions(DataOptions):
+    d_model: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Options(TrainingOptions, SizeOptions):
+    """What to learn, how large the model is, how to train it."""
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -32,7 +44,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     training_options(sub, lr=4e-3, steps=2000, batch=16)
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     check_outputs(options, options.out)  # so that it has a name
     checkpoint = options.out.with_name(options.out.name + ".checkpoint.npz")
     check_outputs(options, checkpoint)
@@ -45,7 +57,8 @@ def run(options: Any) -> None:
         vocabulary = PRINTABLE
         if set(text) - set(vocabulary.characters):
             vocabulary = Vocabulary("".join(sorted(set(text) | set(vocabulary.characters))))
-        context = options.context = CONTEXT if options.context is None else options.context
+        context = CONTEXT if options.context is None else options.context
+        options = replace(options, context=context)
         data = Data(options, vocabulary, context, (), text)
     config = GPTConfig(len(vocabulary), context, options.d_model, options.layers, options.heads)
     model = GPT(config, seed=options.seed)

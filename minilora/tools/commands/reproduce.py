@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 import webbrowser
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...claims import CLAIMS, find
 from ...claims.claim import Settings
 from ...claims.report import Row, count_verdicts
 from ..console import program, say
-from ..options import refuse_given
+from ..options import CommonOptions, refuse_given
 from ..reproduce import reproduce, tune
 from ..screen import claim_line, column_for, console, duration, head
 from ..sweep import available_cores
@@ -22,6 +23,19 @@ REPORT, QUICK = Path("figures"), Path("quick")  # a first look takes the place o
 
 TEXT = "Run the paper's claims; print a line for each as it is decided; write a page, figures and numbers."
 EXAMPLE = "minilora reproduce --quick --claim zero_init rank --out two"
+
+
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    quick: bool
+    claim: list[str]
+    seeds: int | None
+    out: Path | None
+    workers: int | None
+    scheduler: str | None
+    fresh: bool
+    open: bool
+    tune: bool
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -48,7 +62,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     if options.tune:
         of_report = ("claim", "seeds", "quick", "out", "open")
         refuse_given(options, of_report, "is of a report, which --tune does not make.")

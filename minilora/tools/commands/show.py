@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...claims import CLAIMS
 from ...claims.report import read_report
 from ..console import program, say
+from ..options import CommonOptions
 from ..screen import claim_list, claim_whole, console, find_row
 from .reproduce import REPORT
 
 TEXT = "One claim whole, from the report of reproduce: what the paper says, the rule, every number, the verdicts."
 EXAMPLE = "minilora show rank"
+
+
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    claim: str | None
+    out: Path
 
 
 def options(sub: argparse.ArgumentParser) -> None:
@@ -22,7 +29,7 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, default=REPORT, help=f"folder of the report ({REPORT})")
 
 
-def run(options: Any) -> None:
+def run(options: Options) -> None:
     rows, settings = read_report(options.out)
     columns, signs = console()
     if options.claim is not None:
