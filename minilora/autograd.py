@@ -1,10 +1,11 @@
 """Reverse-mode automatic differentiation: a Tensor remembers how it was made, and `backward` walks back.
 
 An operation hands `record` its result and, beside every input, a rule: from g, the gradient of the loss with respect to
-the result, to the gradient with respect to that input. The tape keeps a rule only where its input wants a gradient, and
-so keeps none of the arrays that a frozen weight's rule would have needed. That is where LoRA saves memory and time.
+the result, to the gradient with respect to that input. A rule is a function, and keeps the arrays that it names. The
+tape keeps a rule only where its input wants a gradient: for a frozen weight W neither gᵀx is computed nor x kept. That
+is where LoRA saves time and memory. (g W, which goes on to x, costs what it did; A's rule may keep the same x.)
 
-Operations read `tensor.array`; `tensor.data` is for everybody else, who may write into it.
+Operations read `tensor.array`, and do not write into it; `tensor.data` is for everybody else, who may.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ class _Thread(threading.local):
 
 thread = _Thread()
 
-# ---- the door of the engine room ---------------------------------------------------------------------
+# ---- where kernels come in ---------------------------------------------------------------------------
 
 FASTER: dict[str, Callable[..., Any]] = {}  # name of an operation -> a quicker way to the same numbers
 _Operation = TypeVar("_Operation", bound=Callable[..., Any])
 
 
 def operation(plain: _Operation) -> _Operation:
-    """What is written here; or, outside `textbook()`, what the engine room has put in its place."""
+    """The function below, or its kernel where there is one; within `textbook()` always the function."""
     name = plain.__qualname__
 
     @wraps(plain)
@@ -62,14 +63,15 @@ def no_grad() -> Iterator[None]:
 
 
 class Node:
-    """One recorded operation: (parent, its shape, its rule) for each input that wants a gradient; None once walked. A
-    parent is the Node that made the input, or a leaf Tensor."""
+    """One recorded operation. Its `steps` are (parent, its shape, its rule) for each input that wants a gradient, and
+    None once walked; a parent is the Node that made the input, or a leaf Tensor."""
 
     __slots__ = ("__weakref__", "handed_out", "steps")
 
     def __init__(self, steps: list[tuple[Node | Tensor, tuple[int, ...], Rule]]) -> None:
         self.steps: list[tuple[Node | Tensor, tuple[int, ...], Rule]] | None = steps
-        self.handed_out: list[tuple[weakref.ref[Array], Array]] = []  # arrays it read, each beside what it held
+        # Of the arrays it read, those that somebody took by `.data` since, each beside a copy: `walk` compares them.
+        self.handed_out: list[tuple[weakref.ref[Array], Array]] = []  # filled by checks.Readers
 
 
 def record(data: Array, *inputs: tuple[Tensor, Rule], view: bool = False) -> Tensor:
@@ -115,7 +117,8 @@ def walk(root: Node | Tensor, g: Array, retain_graph: bool) -> None:
 
 
 def children_first(root: Node | Tensor) -> list[Node | Tensor]:
-    """Every node below `root`, each after all that were made from it. No recursion: a chain may be any length."""
+    """Every node below `root`, each after all that were made from it: children are counted first, then a node is taken
+    when it waits for none. No recursion: a chain may be any length."""
     waiting: dict[Node | Tensor, int] = {root: 0}  # how many children have not yet come
     order, ready, stack = [], [root], [root]
     while stack:
@@ -151,7 +154,7 @@ class Tensor(checks.Holder):
 
     `data` is an array, of which the Tensor takes a copy in the same dtype, or Python numbers, which become float32.
     Only floats may require gradients. `.grad` is None or an array like `.data`; it adds up over calls of `backward`.
-    Raises `TypeError` for data that is not real numbers.
+    Raises `TypeError` for data that is not real numbers. What it holds, and computes nothing, is in `checks.Holder`.
     """
 
     __slots__ = ()
@@ -167,7 +170,7 @@ class Tensor(checks.Holder):
         checks.check_loss(self)
         walk(self._node or self, xp.ones_like(self.array), retain_graph)
 
-    # -- arithmetic; the rest follows from these four
+    # -- arithmetic; the other operators follow from these four
 
     @operation
     def __add__(self, other: Any) -> Tensor:

@@ -510,6 +510,10 @@ def check_merged(merged: bool, wanted: bool) -> None:
         raise ValueError("This model is not merged." if wanted else "This model is merged already.")
 
 
+def refuse_backward(g: Any) -> Any:
+    raise ValueError("A merged model cannot be trained: call unmerge_lora(model) first.")
+
+
 def check_not_merged(what: str, merged: bool) -> None:
     if merged:
         raise ValueError(f"{what}: call unmerge_lora(model) first.")

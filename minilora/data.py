@@ -41,10 +41,10 @@ PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 character
 
 
 def split(ids: np.ndarray, context_length: int, chunk: int = 4096, every: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """(training ids, held-out ids): every tenth chunk is held out, and never trained on.
+    """(training ids, held-out ids): every tenth chunk (`every`) is held out, and never trained on.
 
-    A short text is cut into smaller chunks. Raises `ValueError` where no held-out chunk could fill one
-    context and its next character.
+    A short text is cut into smaller chunks. Raises `ValueError` where a chunk would not hold one
+    context and the character after it.
     """
     chunk = min(chunk, len(ids) // every)
     checks.check_text(len(ids), context_length, chunk, every)
@@ -53,7 +53,7 @@ def split(ids: np.ndarray, context_length: int, chunk: int = 4096, every: int = 
 
 
 def windows(ids: np.ndarray, B: int, T: int, rng: np.random.Generator) -> Batch:
-    """B random stretches of T characters (B, T), and the character that follows each (B, T)."""
+    """B random stretches of T characters (B, T), and the same stretches one character later (B, T)."""
     starts = rng.integers(0, len(ids) - T, B)
     stretches = ids[starts[:, None] + np.arange(T + 1)]  # (B, T + 1)
     return stretches[:, :-1], stretches[:, 1:]

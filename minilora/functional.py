@@ -1,7 +1,7 @@
-"""The operations of a transformer, as the formulas say, with the rule of each input beside it.
-
-Letters: B batch · T time (query positions) · S keys · D `d_model` · H heads · V vocabulary. In every rule, g is the
-gradient of the loss with respect to the result.
+"""The operations of a transformer, as the formulas say: each with the rule of every input beside it, or composed of
+operations that have theirs. In every rule, g is the gradient of the loss with respect to the result; the walk sums it
+over the axes along which an input was repeated. Where `@operation` stands, a kernel with the same numbers may run.
+Letters: B batch · T time (query positions) · S keys · D `d_model` · H heads · V vocabulary.
 """
 
 import math
@@ -21,7 +21,7 @@ def relu(x: Tensor) -> Tensor:
     """max(x, 0); the derivative at 0 is taken as 0."""
     x = as_tensor(x)
     positive = x.array > 0
-    return record(xp.maximum(x.array, 0), (x, lambda g: xp.where(positive, g, 0)))  # ∞ · 0 would be NaN
+    return record(xp.maximum(x.array, 0), (x, lambda g: xp.where(positive, g, 0)))  # not g · 0: ∞ · 0 would be NaN
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def sqrt(x: Tensor) -> Tensor:
 
 @operation
 def gelu(x: Tensor) -> Tensor:
-    """x · h with h = ½(1 + tanh u) and u = c(x + k x³), GPT-2's form of GELU; the derivative is h + 2x h(1 - h)u′."""
+    """x · h with h = ½(1 + tanh u) and u = c(x + k x³), GPT-2's form of GELU; h + 2x h(1 - h)u′ is its derivative."""
     x = as_tensor(x)
     a, c, k = x.array, math.sqrt(2 / math.pi), 0.044715
-    h = 0.5 * (1 + xp.tanh(c * (a + k * a * a**2)))  # a**3 would call pow
+    h = 0.5 * (1 + xp.tanh(c * (a + k * a * a**2)))  # a**3 would call pow, which is slow
     return record(a * h, (x, lambda g: g * (h + 2 * a * h * (1 - h) * c * (1 + 3 * k * a**2))))
 
 
@@ -75,7 +75,7 @@ def dropout(x: Tensor, p: float, rng: np.random.Generator) -> Tensor:
 
 
 def softmax(x: Tensor) -> Tensor:
-    """y = exp(x)/Σ exp(x); dx = y(g - Σ g y). The largest x is subtracted first, which changes nothing but overflow."""
+    """y = exp(x)/Σ exp(x); dx = y(g - Σ g y). With the largest x subtracted first, exp cannot overflow."""
     x = as_tensor(x)
     e = xp.exp(x.array - x.array.max(axis=-1, keepdims=True))
     y = e / e.sum(axis=-1, keepdims=True)
@@ -124,7 +124,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """y = x̂ w + b with x̂ = (x - mean)/√(var + ε), over the last axis; weight and bias (D,).
 
-    dx = (h - mean(h) - x̂ mean(h x̂))/√(var + ε) with h = g w. Raises `ValueError` where the shapes do not fit.
+    dx = (h - mean(h) - x̂ mean(h x̂))/√(var + ε) with h = g w: a shift or a stretch of x changes no x̂. dw = Σ g x̂ and
+    db = Σ g, over all rows. Raises `ValueError` where the shapes do not fit.
     """
     x = as_tensor(x)
     checks.check_layer_norm(x, weight, bias)
@@ -150,14 +151,15 @@ def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
     """One after the other along `axis`; every part gets its own stretch of the gradient."""
     parts = [as_tensor(x) for x in tensors]
     ends = np.cumsum([x.shape[axis] for x in parts])[:-1].tolist()
-    rules = [lambda g, i=i: xp.split(g, ends, axis=axis)[i] for i in range(len(parts))]
+    rules = [lambda g, i=i: xp.split(g, ends, axis=axis)[i] for i in range(len(parts))]  # i=i: the i of now
     return record(xp.concatenate([x.array for x in parts], axis=axis), *zip(parts, rules, strict=True))
 
 
 @operation
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ/√(D/H)) v, where query t sees keys 0 ... t + S - T.
+    """P v with P = softmax(Z), Z = q kᵀ/√(D/H), where query t sees keys 0 ... t + S - T (S - T come from a cache).
 
+    dv = Pᵀg, dP = g vᵀ, dZ = P(dP - Σ P dP), dq = dZ k/√(D/H), dk = dZᵀq/√(D/H): what the operations below come to.
     q (B, H, T, D/H), k and v (B, H, S, D/H), S >= T -> (B, H, T, D/H). Raises `ValueError` where the shapes do not fit.
     """
     q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)

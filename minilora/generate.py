@@ -25,10 +25,10 @@ def generate(
     """The ids (n,) followed by up to `new_tokens` more; or every row of ids (B, n) by its own.
 
     `temperature` divides the logits; 0 is greedy, the likeliest token each time. `top_k` keeps only the k likeliest.
-    `stop` is an id, or several: a row ends with the first of them to be chosen, which fills what other rows of a batch
-    are longer by. One prompt draws from `default_rng(seed)`, row i of a batch from `default_rng([seed, i])`.
+    `stop` is an id, or several: a row ends with the first of them to be chosen, repeated up to the end of the
+    longest row. One prompt draws from `default_rng(seed)`, row i of a batch from `default_rng([seed, i])`.
 
-    A token costs one position, thanks to a cache of keys and values; once the context is full, the model reads its
+    Each token is computed alone, thanks to a cache of keys and values; once the context is full, the model reads its
     last `context_length` tokens anew for each. The model is read in evaluation mode. Raises `ValueError` for settings
     out of range, an empty prompt, or logits that are not finite.
     """
@@ -52,12 +52,12 @@ def continue_rows(
     checks.check_sampling(new_tokens, temperature, top_k)
     generators = [np.random.default_rng(seed) for seed in seeds]
     done = np.zeros(len(rows), dtype=bool)
-    cache = Cache(model) if isinstance(model, GPT) else None  # what wraps a model has none
+    cache = Cache(model) if isinstance(model, GPT) else None  # a wrapper, such as prompt tuning, has none
     with no_grad(), evaluating():
         for _ in range(new_tokens):
             if cache is not None and rows.shape[1] <= model.reads:
                 logits = model(rows[:, cache.length :], cache)  # (B, new, V)
-            else:  # every token has moved to another position: nothing remembered is of use
+            else:  # every token has moved to another position, and positions are learned
                 logits = model(rows[:, -model.reads :])
             last = to_numpy(logits.array)[:, -1].astype(np.float64)  # (B, V)
             tokens = rows[:, -1].copy()
@@ -76,6 +76,6 @@ def _choose(logits: np.ndarray, rng: np.random.Generator, temperature: float, to
         return int(logits.argmax())
     if top_k is not None and top_k < logits.size:
         logits = np.where(logits >= np.partition(logits, -top_k)[-top_k], logits, -np.inf)
-    with np.errstate(over="ignore"):  # of a tiny temperature: what is less likely at all becomes impossible
+    with np.errstate(over="ignore"):  # a tiny temperature leaves only the likeliest
         weights = np.exp((logits - top) / temperature)
     return int(rng.choice(logits.size, p=weights / weights.sum()))

@@ -5,7 +5,6 @@ Letters: B batch · T time · D `d_model` · H heads · V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +43,7 @@ class Attention(Module):
         four = [Linear(D, D, rng=rng, dtype=dtype) for _ in range(4)]
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = four
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:  # the past: keys and values so far, see the end
         q, k, v = self.split(self.q_proj(x)), self.split(self.k_proj(x)), self.split(self.v_proj(x))
         if past is not None:
             k, v = past.extend(k, v)
@@ -85,9 +84,9 @@ class Block(Module):
 
 class GPT(Module):
     """`model(ids)` -> logits (B, T, V) for integer ids (B, T), T at most `context_length`; `model(ids, cache)` reads
-    on from what a `Cache` holds.
+    on after the tokens that are in the cache.
 
-    Weights start as N(0, 0.02²), biases as 0, LayerNorm as 1 and 0, in training mode. With `seed=None`
+    Weights start as N(0, 0.02²), biases as 0, LayerNorm as 1 and 0; a model starts in training mode. With `seed=None`
     every weight matrix is zero, for a model about to be loaded.
     """
 
@@ -95,7 +94,7 @@ class GPT(Module):
         checks.check_dtype(dtype)
         rng = None if seed is None else np.random.default_rng(seed)
         self.config = config
-        self.reads = config.context_length  # positions of a text; what is put before it takes some of them
+        self.reads = config.context_length  # tokens that fit; a prefix (baselines.py) takes some of the context
         D = config.d_model
         self.token_embedding = Embedding(config.vocab_size, D, rng=rng, dtype=dtype)
         self.position_embedding = Embedding(config.context_length, D, rng=rng, dtype=dtype)
@@ -120,7 +119,7 @@ class GPT(Module):
         positions = self.position_embedding.weight[start : start + ids.shape[1]]
         return self.token_embedding(ids) + positions  # (B, T, D) + (T, D) -> (B, T, D)
 
-    def read(self, x: Tensor, pasts: Sequence[Past] | None = None) -> Tensor:
+    def read(self, x: Tensor, pasts: list[Past] | None = None) -> Tensor:
         """All blocks, then the head: (B, T, D) -> logits (B, T, V). `pasts` are what each block remembers."""
         for number, block in enumerate(self.blocks):
             x = block(x) if pasts is None else block(x, pasts[number])
@@ -138,7 +137,7 @@ class Past:
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
 
-        Raises `ValueError` where they want gradients, which nothing here would pass on.
+        Raises `ValueError` where they want gradients: the cache outlives the graph of a call.
         """
         checks.check_frozen(k, v)
         if self.pair is not None:

@@ -1,6 +1,6 @@
 """Is a gradient right? Compare it with differences of the function itself, in float64.
 
-First each input along one random direction, four evaluations whatever its size; an error anywhere in
+First each input along one random direction, at most sixteen evaluations whatever its size; an error anywhere in
 the gradient shows there almost surely. Only if that fails, element by element, to say where.
 """
 
@@ -15,7 +15,7 @@ from . import diagnosis
 from .autograd import Tensor, no_grad
 from .backend import asarray, to_numpy
 
-# The error of the four-point difference is about h⁴ f⁗′/30 from the curve and 1e-16 f/h from rounding:
+# The error of the four-point difference is about h⁴ f⁽⁵⁾/30 from the curve and 1e-16 f/h from rounding:
 # the first step is best for a smooth function, the others are for one that bends sharply, whose gradient is large.
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -25,8 +25,8 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
 
     Inputs are float64 arrays, of which `fn` gets copies, or Tensors (a model's parameters, say), whose data is
     exchanged for the time of the check; those that do not require a gradient are left alone. A result that is not one
-    number is weighted with random numbers. `tolerance` is relative to the largest gradient of the whole check.
-    Raises `AssertionError` naming the input, the index, and both derivatives, or the input that `fn` wrote into;
+    number is summed with random weights, so that no errors cancel. `tolerance` is relative to the largest gradient of
+    all. Raises `AssertionError` naming the input, the index, and both derivatives, or the input that `fn` wrote into;
     `TypeError` for inputs that are not float64.
     """
     tensors = [x if isinstance(x, Tensor) else Tensor(to_numpy(x), requires_grad=True) for x in inputs]
@@ -128,7 +128,7 @@ def _compare(
 def _slope(
     f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, gradient: np.ndarray, u: np.ndarray, allowed: float
 ) -> tuple[float, bool]:
-    """The difference of f along u at the step that comes closest to gradient · u, and whether it is that, almost."""
+    """The difference of f along u at the step that comes closest to gradient · u; whether it is within `allowed`."""
     expected, best = float(np.sum(gradient * u)), np.inf
     for h in STEPS:
         with np.errstate(all="ignore"):  # a step may leave the function's domain; the NaN that follows is handled

@@ -36,6 +36,10 @@ class Groups:
             slot: [xp.zeros(p.shape, dtype=p.dtype) for p in self.params] for slot in self.slots
         }
 
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
     def state_dict(self) -> dict[str, Any]:
         """`{"kind", "steps", "groups", "arrays"}`: how many steps the parameters took (a number, or one for each where
         they differ), settings of the groups, and a copy of every slot's arrays."""

@@ -23,7 +23,6 @@ from .tree import replace
 
 INITS = ("gaussian", "kaiming")
 SCALINGS = ("alpha/r", "alpha/sqrt(r)")
-_PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,15 @@ class Adapter:
     thawed: list[Parameter] = field(default_factory=list)  # the base's parameters that add_lora froze
     merged: bool = False
     disabled: bool = False
-    base: tuple[list[Array], str] | None = None  # the arrays that the base is made of, and their digest
+    base: tuple[list[Array], str] | None = None  # the base's arrays and their digest, for interop/peft.py
 
 
 @operation
 def lora_linear(x: Tensor, dropped: Tensor, W0: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float) -> Tensor:
     """h = W₀x + b + s·B A x̃, where x̃ is x after dropout (or x itself): x (..., in) -> (..., out).
 
-    With g = ∂L/∂h:  ∂L/∂B = s gᵀ(A x̃),  ∂L/∂A = s Bᵀgᵀx̃,  ∂L/∂x = g W₀ and ∂L/∂x̃ = s g B A. With W₀ frozen, gᵀx is
-    never computed: the tape keeps no rule for it. That is LoRA's saving.
+    With examples as rows, x (N, in) and g = ∂L/∂h (N, out): ∂L/∂B = s gᵀ(x̃Aᵀ), ∂L/∂A = s (gB)ᵀx̃, ∂L/∂x = g W₀ and
+    ∂L/∂x̃ = s g B A. With W₀ frozen, gᵀx is never computed: the tape keeps no rule for it. Nor has W₀ Adam's m and v.
     """
     return F.linear(x, W0, b) + s * F.linear(F.linear(dropped, A), B)
 
@@ -101,8 +100,8 @@ class LoRALinear(Module):
             return F.linear(x, self.weight, self.bias)
         if self.merged_weight is not None:
             y = F.linear(x, self.merged_weight, self.bias)  # one product, as the base
-            refused = (self.lora_A, _refuse_backward), (self.lora_B, _refuse_backward)
-            return record(y.array, *refused)
+            refuse = checks.refuse_backward  # or a merged model would train nothing, silently
+            return record(y.array, (self.lora_A, refuse), (self.lora_B, refuse))
         return lora_linear(x, self.dropout(x), self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
     @multiplies
@@ -112,10 +111,6 @@ class LoRALinear(Module):
 
     def check_loadable(self) -> None:
         checks.check_not_merged("Weights cannot be loaded while LoRA is merged", self.adapter.merged)
-
-
-def _refuse_backward(g: Array) -> Array:
-    raise ValueError("A merged model cannot be trained: call unmerge_lora(model) first.")
 
 
 def _initial_A(config: LoRAConfig, in_features: int, rng: Rng, dtype: Any) -> Array:
@@ -142,7 +137,7 @@ def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Pa
 
 
 def wrap(model: Module, config: LoRAConfig, seed: int | None) -> list[Parameter]:
-    """`add_lora` on a plain model, for an r of any size, as adapters of other programs have it."""
+    """`add_lora` without its checks: in files of other programs r may be above a matrix's smaller side."""
     modules: dict[str, Any] = dict(model.named_modules())
     init_rng, dropout_rng = np.random.default_rng(seed).spawn(2)
     adapter = Adapter(config, dropout_rng, thawed=[p for p in model.parameters() if p.requires_grad])

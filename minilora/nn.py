@@ -17,11 +17,11 @@ from .autograd import Tensor, thread
 from .backend import asarray, xp
 from .tree import leaves, modules
 
-Rng = np.random.Generator | None  # of the weights; None makes zeros
+Rng = np.random.Generator | None  # what draws the weights; None makes zeros
 
 
 class Parameter(Tensor):
-    """A Tensor that a module owns and an optimizer may change. It takes an array over, without a copy."""
+    """A Tensor that a module owns and an optimizer may change. It keeps the very array, not a copy."""
 
     __slots__ = ()
 
@@ -31,7 +31,7 @@ class Parameter(Tensor):
 
 @contextmanager
 def evaluating() -> Iterator[None]:
-    """Within this context every module computes as in evaluation mode, in this thread; none is written to."""
+    """Within this context every module computes as in evaluation mode, in this thread; no module's own mode changes."""
     before, thread.evaluating = thread.evaluating, True
     try:
         yield
@@ -41,7 +41,7 @@ def evaluating() -> Iterator[None]:
 
 class Module:
     """Something with parameters and a `forward`. Attributes that are parameters or modules are found by name, also in
-    lists, tuples and dictionaries, however deep: "blocks.0", "experts.left". Raises `TypeError` where they are kept in
+    lists, tuples and dictionaries, however deep: "blocks.0.attn". Raises `TypeError` where they are kept in
     anything else, such as a set."""
 
     _training = True
@@ -106,7 +106,7 @@ class Module:
             parameter.data = arrays[name]
 
     def check_loadable(self) -> None:
-        """Raise where weights must not be loaded now; most modules always may."""
+        """Raise `ValueError` if weights must not be loaded now, as into a merged LoRA layer; others always may."""
 
 
 class Linear(Module):

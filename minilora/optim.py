@@ -13,11 +13,8 @@ Betas = tuple[float, float]
 
 
 class Optimizer(Groups):
-    """Parameters and what becomes of them in a step; one without a gradient is left alone."""
-
-    def zero_grad(self) -> None:
-        for p in self.params:
-            p.grad = None
+    """What a step does; a parameter without a gradient is left alone. `groups.py` has the parameters, their settings,
+    their `steps` (one count each) and their `state` (m, v)."""
 
     def step(self) -> None:
         """Change each parameter by its gradient. Raises `ValueError` where none has a gradient."""
@@ -31,7 +28,7 @@ class Optimizer(Groups):
                 number += 1
 
     def collect_gradients(self) -> None:
-        """Between `backward` and clipping: where the parameters are not the model's own, their gradients come now."""
+        """Between `backward` and clipping: for what trains other numbers than the model's (baselines.py)."""
 
     def _update(self, p: Tensor, g: Array, group: Mapping[str, Any], number: int) -> None:
         raise NotImplementedError
@@ -74,7 +71,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019): first θ ← (1 - η λ) θ.
 
-    Every parameter decays, biases and LayerNorm's too, as in PyTorch; `decay_groups` leaves those out.
+    Every parameter decays, biases and LayerNorm's too, as in PyTorch; `groups.decay_groups` leaves those out.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ def clip_grad_norm(params: Iterable[Tensor], max_norm: float) -> Array:
     params = list(params)
     gradients = checks.check_clipping(params, max_norm)
     total = grad_norm(params)
-    factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d: nothing leaves the GPU
+    factor = xp.minimum(1.0, max_norm / (total + 1e-12)).astype(total.dtype)  # 0-d, not Python's: a GPU need not wait
     for g in gradients:
         g *= factor
     return total

@@ -25,7 +25,7 @@ def _shift(s: str, by: int) -> str:
     return "".join(LETTERS[(LETTERS.index(c) + by) % len(LETTERS)] for c in s)
 
 
-# name -> (tag, function); a base is pretrained on the first seven and adapted to one of the others
+# name -> (tag, function); a base is pretrained on PRETRAINING and adapted to one of the others
 TASKS: dict[str, tuple[str, Callable[[str], str]]] = {
     "copy": ("0", lambda s: s),
     "reverse": ("1", lambda s: s[::-1]),
@@ -92,18 +92,20 @@ def _strings(B: int, rng: np.random.Generator, held_out: bool) -> list[str]:
     while len(found) < B:
         letters = rng.integers(len(LETTERS), size=(2 * B, LONGEST))
         lengths = rng.integers(SHORTEST, LONGEST + 1, size=2 * B)
-        # The split: strings whose weighted letter sum is a multiple of ten are held out.
+        # By a rule, not a list: every run agrees on which strings are held out.
         inside = np.arange(LONGEST) < lengths[:, None]
         checksum = (letters * inside * np.arange(1, LONGEST + 1)).sum(axis=1) % 10
         rows = np.flatnonzero((checksum == 0) == held_out)
-        words = np.array(list(LETTERS))[letters[rows]].view(f"U{LONGEST}").ravel()  # eight letters each
+        words = (
+            np.array(list(LETTERS))[letters[rows]].view(f"U{LONGEST}").ravel()
+        )  # eight strings of one letter, seen as one of eight
         found += [word[:length] for word, length in zip(words.tolist(), lengths[rows].tolist(), strict=True)]
     return found[:B]
 
 
 def exact_match(logits: np.ndarray, targets: np.ndarray) -> float:
     """Share of the examples whose every counted target is the likeliest token: logits (B, T, V), targets (B, T). It is
-    greedy decoding's share of exact answers: as long as every token so far was right, both have read the same."""
+    the share that greedy decoding answers exactly: up to its first mistake it reads the same tokens."""
     right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
     return float(right.all(axis=1).mean())
 

@@ -38,10 +38,10 @@ def train(
 
     `loss(step)` is the loss to descend, such as `batch_loss(model, batches)`. `schedule(step)` multiplies
     each group's learning rate; `clip` bounds the gradients' global norm. Losses are fetched every `log_every` steps and
-    at the end (with NumPy each, on a GPU, which a fetch makes wait, every 50th), and `callback(steps_done, loss)`
+    at the end (None: 1 with NumPy; 50 on a GPU, which waits for each fetch), and `callback(steps_done, loss)`
     follows: for progress and checkpoints. After every `evaluate_every` steps, and at the end, `evaluation()` runs. The
     history is {"loss": [...], "evaluated_at": [...], "evaluation": [...]}. Raises `DivergedError` naming the first step
-    whose loss or gradient is NaN or infinite; the parameters are then those before the step of the fetch that met it.
+    whose loss or gradient is NaN or infinite; the step of the fetch that met it is not taken, those before it were.
     """
     losses = _Losses(log_interval() if log_every is None else log_every, steps)
     checks.check_run(start, steps, losses.every)
@@ -51,12 +51,12 @@ def train(
     for step in range(start, steps):
         optimizer.zero_grad()
         value = loss(step)
-        with np.errstate(all="ignore"):  # of an infinite loss NumPy would warn here; the fetch says it better
+        with np.errstate(all="ignore"):  # NumPy would warn of an infinite loss; DivergedError says it better
             value.backward()
         optimizer.collect_gradients()
         norm = grad_norm(optimizer.params) if clip is None else clip_grad_norm(optimizer.params, clip)
         fetched = losses.add(value.array, norm, step + 1)
-        del value
+        del value  # and with it the graph, before the next
         if schedule is not None:
             for group in optimizer.groups:
                 group["lr"] = group["initial_lr"] * schedule(step)
@@ -83,7 +83,7 @@ class _Losses:
         if done % self.every and done != self.steps:
             return False
         numbers = to_numpy(xp.stack(self.unread)).reshape(-1, 2)  # of each step: loss, norm
-        for step, which in np.argwhere(~np.isfinite(numbers)):
+        for step, which in np.argwhere(~np.isfinite(numbers)):  # the first, if any
             raise DivergedError(
                 f"Training stopped: the {('loss', 'norm of the gradients')[which]} became {numbers[step, which]} at "
                 f"step {done - len(numbers) + step}. Try a smaller learning rate, a longer warm-up, or clipping."

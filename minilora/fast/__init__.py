@@ -1,8 +1,8 @@
 """The engine room: for each operation marked `@operation`, a quicker way to the same numbers.
 
 Speed is a guest here as LoRA is in the model: it takes the place of an operation from outside, and the files that it
-speeds up never mention it. tests/test_fast.py holds each pair together, result and gradients, operation by operation
-and over whole training runs.
+speeds up never mention it. tests/core/test_fast.py holds each pair together, result and gradients, operation by
+operation and over whole training runs.
 """
 
 from __future__ import annotations
