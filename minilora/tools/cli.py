@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 import numpy as np
 
@@ -44,6 +46,7 @@ def _run(arguments: list[str]) -> int:
         if not arguments:
             parser.print_help()
             return 0
+        _check_command(arguments[0])
         given, unknown = parser.parse_known_args(arguments)
         if unknown:
             given.refuse(f"unrecognized arguments: {' '.join(unknown)}")
@@ -64,6 +67,19 @@ def _run(arguments: list[str]) -> int:
         print(f"\n{name}: stopped.", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_command(name: str) -> None:
+    """Raise `ValueError` for a command that does not exist, with the name that was perhaps meant."""
+    names = [_name_of(command) for command in COMMANDS]
+    if not name.startswith("-") and name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        meant = f"; did you mean {near[0]}?" if near else "."
+        raise ValueError(f"There is no command {name!r}{meant} There are: {', '.join(names)}.")
+
+
+def _name_of(command: ModuleType) -> str:
+    return command.__name__.rsplit(".", 1)[-1]
 
 
 def _open_console() -> None:
@@ -115,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="name", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(
-            command.__name__.rsplit(".", 1)[-1],
+            _name_of(command),
             help=command.TEXT,
             description=textwrap.fill(command.TEXT, 80),
             epilog=f"example:\n  {program()}{command.EXAMPLE.removeprefix('minilora')}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..claims.bases import load_base
 from ..data import PRINTABLE, Vocabulary
@@ -30,11 +31,21 @@ def model_of(options: ModelOptions) -> tuple[GPT, TextCodec]:
 
 
 def base_of(name: str) -> tuple[GPT, Vocabulary]:
-    """A recipe's base from the cache, made now if need be, or a file of `minilora pretrain`."""
+    """A base that comes with minilora, or a file of `minilora pretrain`."""
     if name in ("strings", "text"):
         return load_base(name), PRINTABLE
+    check_base_file(name)
     model = load_model(name)
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
+
+
+def check_base_file(name: str) -> None:
+    """Raise `ValueError` for the name of a base that neither comes with minilora nor is a file."""
+    if not Path(name).exists():
+        raise ValueError(
+            f'The base {name} cannot be read, since there is no such file: --base is "strings" or "text", which come '
+            "with minilora, or a file that minilora pretrain wrote."
+        )
 
 
 def known(options: ModelOptions, text: str, vocabulary: TextCodec) -> str:

@@ -22,7 +22,7 @@ from minilora.claims.bases import load_base
 from minilora.claims.figures import STYLE
 from minilora.interop.gpt2 import stored_tensors
 from minilora.lora import lora_layers
-from minilora.tools.budget import budget_text
+from minilora.tools.cost_tables import budget_text
 from minilora.tools.device_report import device_report
 from minilora.tools.sweep import process_pool, sweep
 

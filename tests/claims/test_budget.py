@@ -18,7 +18,7 @@ from minilora.claims.figures import save_figure
 from minilora.claims.paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure
 from minilora.interop.checkpoint import save_checkpoint
 from minilora.nn import Linear
-from minilora.tools.budget import budget_text
+from minilora.tools.cost_tables import budget_text
 
 TINY = PRESETS["tiny"]
 IN_BLOCKS = pytest.mark.numpy_only("it counts blocks of NumPy's memory")

@@ -316,6 +316,12 @@ def test_replacing_changes_nothing_that_resume_compares(capsys, monkeypatch):
     assert main([*command, "--replace", "--resume"]) == 0
 
 
+@pytest.mark.parametrize(("name", "meant"), [("adpt", "; did you mean adapt?"), ("xyz", ".")])
+def test_a_command_that_does_not_exist_is_refused_with_the_one_perhaps_meant(name, meant, capsys):
+    assert main([name, "--base", "strings"]) == 2
+    assert capsys.readouterr().err.startswith(f"minilora: There is no command {name!r}{meant} There are: demo, tasks,")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -337,6 +343,8 @@ def test_replacing_changes_nothing_that_resume_compares(capsys, monkeypatch):
         (["adapt", "--base", "base.npz", "--task", "upper", "--lr", "nan"], "finite number"),
         (["adapt", "--base", "base.npz", "--task", "upper", "--targets", "q_pro"], "did you mean 'q_proj'"),
         (["adapt", "--base", "nowhere.npz", "--task", "upper"], "cannot be read"),
+        (["generate", "--base", "english"], '"strings" or "text", which come with minilora'),
+        (["budget", "--base", "english"], '"strings" or "text", which come with minilora'),
         (["adapt", "--base", "short.txt", "--task", "upper"], "no checkpoint at all"),
         (["adapt", "--base", "base.npz", "--task", "upper", "--out", "short.txt/x"], "cannot be written"),
         (["merge", "--base", "base.npz", "--adapter", "nowhere"], "cannot be read"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...budget import PRESETS
-from ..budget import budget_text
 from ..console import say
+from ..cost_tables import budget_text
 from ..options import CommonOptions, names_of, refuse_given
 
 TEXT = "What adapting a model costs: trainable parameters, and the bytes of all that training keeps; no training."

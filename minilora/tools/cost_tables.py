@@ -35,6 +35,7 @@ from ..data import PRINTABLE
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import load_model
 from .console import program
+from .models import check_base_file
 
 _SIZES = ("context_length", "d_model", "n_layers", "n_heads")
 _WIDTH = 80  # columns of a terminal that is never wider
@@ -79,6 +80,7 @@ def _shape_of_base(name: str) -> ModelShape:
         sizes = {size: recipe[size] for size in _SIZES}
         model = GPT(GPTConfig(vocab_size=len(PRINTABLE), **sizes), seed=None)
     else:
+        check_base_file(name)
         model = load_model(name)
     return replace(shape_of(model), name=name)
 
