@@ -1,6 +1,7 @@
 """A report of made-up rows: the committed run's words, with short forms, key numbers, verdicts and measurements."""
 
-from minilora.claims.claim import FAILS, HOLDS, NOISE, Measurement, Part, at_least
+from minilora.claims.claim import FAILS, HOLDS, NOISE, Measurement, Part
+from minilora.claims.rules import at_least
 
 KEYS = {
     "zero_init": ("B = 0 starts at the base", "logits bit-equal, in float32 and float64"),

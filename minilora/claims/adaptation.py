@@ -26,7 +26,8 @@ from ..optim import Adam, Optimizer, linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..training import DivergedError, counted_targets, evaluate
 from .bases import Draw, adapt, load_base, seed_of, string_draw, text_draw
-from .claim import BITS, Configuration, Experiment, Result, Runs, Settings, mean, select
+from .claim import BITS, Configuration, Experiment, Result, Runs, Settings
+from .measures import mean, select
 
 NAME = "adaptation"
 STEPS = {"strings": 300, "text": 400}

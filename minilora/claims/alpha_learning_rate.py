@@ -23,22 +23,9 @@ from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import SGD, Adam, Optimizer, linear_schedule
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
-from .claim import (
-    BITS,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    always_equal,
-    always_within,
-    deviation,
-    mean,
-    of,
-    select,
-)
+from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .measures import deviation, mean, of, select
+from .rules import always_equal, always_within
 
 TASK, R = "revupper", 8
 ALPHAS = (0.5, 2.0, 8.0, 32.0, 128.0)  # powers of 4

@@ -15,8 +15,10 @@ import numpy as np
 from ..analysis import amplification
 from ..lora import lora_layers
 from .adaptation import STEPS, adaptation, learn, steps_of
-from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings, at_least, deviation, mean, of
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points
+from .measures import deviation, mean, of
+from .rules import at_least
 
 RANKS = (4, 32)
 TASKS = {"text": "code", "strings": "revupper"}
@@ -72,10 +74,7 @@ NUMBERS: dict[str, Any] = {
     "W's own over ΔW's directions": own_over_change,
 }
 RULES = {
-    own_over_change: (
-        at_least(2),
-        "‖UᵀWVᵀ‖ with W's own directions over that with ΔW's (r = 4, mean over matrices)",
-    ),
+    own_over_change: (at_least(2), "‖UᵀWVᵀ‖ with W's own directions over that with ΔW's (r = 4, mean over matrices)"),
     over_random: (at_least(1), "‖UᵀWVᵀ‖ with ΔW's directions over what random ones give, r‖W‖/d,"),
 }
 PARTS = tuple(

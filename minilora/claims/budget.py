@@ -26,24 +26,11 @@ from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora
 from ..nn import Module
 from ..optim import Adam
-from .claim import (
-    FAILS,
-    HOLDS,
-    NOISE,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Rule,
-    Runs,
-    Settings,
-    always_equal,
-    of,
-    select,
-)
+from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, SKY
+from .measures import of, select
 from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
+from .rules import always_equal
 from .stopwatch import repeats_for, seconds_of
 
 R, TARGETS = 4, ("q_proj", "v_proj")

@@ -11,7 +11,6 @@ of each world, the rows of the report and the tests of the rules all come from t
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .bases import SHIPPED
+from .measures import deviation, mean, standard_error
 
 HOLDS = "holds"
 FAILS = "does not hold at this scale"
@@ -217,91 +217,6 @@ def _by_world(measurements: Sequence[Measurement]) -> dict[str, str]:
     return {world: worst(verdicts) for world, verdicts in judged.items() if verdicts}
 
 
-# ---- rules -------------------------------------------------------------------------------------------
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def deviation(values: Sequence[float]) -> float:
-    """The sample standard deviation; 0 for a single value."""
-    if len(values) < 2:
-        return 0.0
-    center = mean(values)
-    return math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1))
-
-
-def standard_error(values: Sequence[float]) -> float:
-    return deviation(values) / math.sqrt(len(values))
-
-
-_SURELY = "by two standard errors over bases"
-
-
-def at_least(limit: float) -> Rule:
-    """The mean over bases reaches the limit: by more than two standard errors, by less, or not."""
-    return Rule("is at least {}", limit, _at_least, _SURELY)
-
-
-def at_most(limit: float) -> Rule:
-    """The mean over bases stays below the limit, in the same way."""
-    return Rule("is at most {}", limit, lambda values, most: _at_least([most - v for v in values], 0), _SURELY)
-
-
-def always(words: str, limit: float, fulfilled: Callable[[float, float], bool]) -> Rule:
-    """Every value alone fulfils it, as equalities do."""
-    return Rule(words, limit, lambda values, x: HOLDS if all(fulfilled(v, x) for v in values) else FAILS)
-
-
-def always_true() -> Rule:
-    """Of what is 1 where it is so."""
-    return always("on every base", 1, operator.eq)
-
-
-def always_equal(limit: float) -> Rule:
-    return always("is {}", limit, operator.eq)
-
-
-def always_above(limit: float) -> Rule:
-    return always("is above {}", limit, operator.gt)
-
-
-def always_within(limit: float) -> Rule:
-    """For errors, which are no less than 0."""
-    return always("is at most {}", limit, operator.le)
-
-
-def _at_least(values: Sequence[float], limit: float) -> str:
-    margin = 2 * standard_error(values)
-    center = mean(values)
-    if not all(math.isfinite(v) for v in values):
-        return FAILS
-    if center - margin >= limit:
-        return HOLDS
-    return FAILS if center + margin < limit else NOISE
-
-
 def worst(verdicts: Sequence[str | None]) -> str:
     """The verdict of several parts that must all hold."""
     return next((v for v in (FAILS, NOISE, UNDECIDED) if v in verdicts), HOLDS)
-
-
-def each(fn: Callable[..., float], *values: Sequence[float]) -> list[float]:
-    """fn of the values of every base; none where one of them was not run."""
-    return [fn(*of_base) for of_base in zip(*values, strict=True)] if all(values) else []
-
-
-def share(part: float, whole: float) -> float:
-    """Of a whole that may be 0, of which no share is a number."""
-    return part / whole if whole else math.nan
-
-
-def of(measure: Callable[..., Sequence[float]], *settings: Any) -> Callable[[Runs], Sequence[float]]:
-    """The measure of a part, with its settings."""
-    return lambda runs: measure(runs, *settings)
-
-
-def select(runs: Runs, **wanted: Any) -> list[tuple[Configuration, Result]]:
-    """The runs whose configuration has these values."""
-    return [(c, r) for c, r in runs if all(c.get(k) == v for k, v in wanted.items())]

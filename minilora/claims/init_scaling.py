@@ -17,25 +17,10 @@ from ..training import DivergedError, evaluate, evaluate_exact_match
 from .adaptation import held_out, rate, steps_of
 from .alpha_learning_rate import ADAM, best_rates, trained_delta
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
-from .claim import (
-    BITS,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    always_equal,
-    always_within,
-    at_most,
-    deviation,
-    each,
-    mean,
-    of,
-    select,
-)
+from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GREEN, ORANGE, band, grouped_points
+from .measures import deviation, each, mean, of, select
+from .rules import always_equal, always_within, at_most
 
 TASK, R = "revupper", 8
 STARTS = ("A Gaussian", "A Kaiming", "A zero, B Gaussian")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
-from .claim import Claim, Configuration, Part, Runs, Settings, at_least, deviation, each, mean, of, share
+from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, band, point
+from .measures import deviation, each, mean, of, share
+from .rules import at_least
 
 TASK = "revupper"
 DIMENSIONS = tuple(4**k for k in range(3, 8))

@@ -17,8 +17,10 @@ from ..nn import Linear
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import adaptation, held_out, learn, quality, steps_of
 from .bases import load_base
-from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings, at_least, deviation, mean, of
+from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
+from .measures import deviation, mean, of
+from .rules import at_least
 
 TASKS: tuple[str, ...] = ("pairs", "revupper")
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64)

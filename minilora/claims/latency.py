@@ -19,26 +19,10 @@ from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, merge_lora
 from ..nn import Module
 from .adaptation import adaptation, prepare, quality, rate
-from .claim import (
-    FAILS,
-    HOLDS,
-    NOISE,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Rule,
-    Runs,
-    Settings,
-    always_above,
-    deviation,
-    each,
-    mean,
-    of,
-    select,
-)
+from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
+from .measures import deviation, each, mean, of, select
+from .rules import always_above
 from .stopwatch import repeats_for, seconds_of
 
 SHAPES: dict[

@@ -19,24 +19,11 @@ from ..tasks import PRETRAINING, planted
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import STEPS, adaptation, held_out, prepare, quality, rate, steps_of
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
-from .claim import (
-    BITS,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    at_least,
-    deviation,
-    each,
-    mean,
-    of,
-    select,
-)
+from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
+from .measures import deviation, each, mean, of, select
 from .planted import fit
+from .rules import at_least
 
 D, RANK, EXAMPLES, NOISE_LEVEL = 32, 2, 64, 0.1  # the planted problem
 RANKS: tuple[int, ...] = (2, 4, 8, 16, 32)

@@ -204,14 +204,7 @@ def _gpt3_figures() -> list[PaperFigure]:
         "Table 4", "GPT-3 BitFit", "14.2M", _bitfit(_GPT3), bitfit_count(_GPT3), f"12·L·D would be {12 * layers * D:,}"
     )
     prompts = [
-        PaperFigure(
-            where,
-            "GPT-3 PreEmbed",
-            printed,
-            f"({P} + 8)·{D:,}",
-            prompt_count(_GPT3, P + 8),
-            setting=f"{P}+8",
-        )
+        PaperFigure(where, "GPT-3 PreEmbed", printed, f"({P} + 8)·{D:,}", prompt_count(_GPT3, P + 8), setting=f"{P}+8")
         for where, P, printed in ((sweep, 32, "0.4M"), (both, 256, "3.2M"), (sweep, 512, "6.4M"))
     ]
     prefixes = [

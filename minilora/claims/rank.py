@@ -16,26 +16,11 @@ from ..backend import to_numpy
 from ..optim import SGD
 from ..tasks import planted
 from .adaptation import adaptation, quality, steps_of, trained_for
-from .claim import (
-    HOLDS,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    always_within,
-    at_least,
-    deviation,
-    each,
-    mean,
-    of,
-    select,
-    share,
-)
+from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
+from .measures import deviation, each, mean, of, select, share
 from .planted import fit
+from .rules import always_within, at_least
 
 D, SPECTRUM = 32, (4.0, 3.0, 2.0, 1.0)  # the planted problem
 PLANTED_RANKS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 16, 32)

@@ -10,8 +10,10 @@ import operator
 from typing import Any
 
 from .adaptation import EXPERIMENT, STEPS, adaptation, quality, steps_of, trained_for
-from .claim import Claim, Configuration, Part, Runs, Settings, at_least, deviation, each, mean, of, share
+from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, point
+from .measures import deviation, each, mean, of, share
+from .rules import at_least
 
 TASK = "revupper"
 LORA = "lora q,v 4"
@@ -95,14 +97,7 @@ PARTS = (
         what=f"what LoRA on q, v at r = 4 answers after {STEPS['strings']} steps, as a share of full fine-tuning's,",
     ),
     *(
-        Part(
-            f"lead of {LORA} over {m}",
-            "strings",
-            of(lead, m),
-            "%",
-            rule=at_least(0),
-            what="its lead over each rival",
-        )
+        Part(f"lead of {LORA} over {m}", "strings", of(lead, m), "%", rule=at_least(0), what="its lead over each rival")
         for m in RIVALS
     ),
     *(Part(f"answered after {LONG:,} steps, {m}", "strings", of(accuracy, m, LONG), "%") for m in LONGER),

@@ -17,9 +17,11 @@ from ..optim import Adam, linear_schedule
 from ..tasks import planted
 from .adaptation import STEPS, adaptation, learn, steps_of
 from .bases import seed_of
-from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings, at_least, deviation, mean, of
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, point
+from .measures import deviation, mean, of
 from .planted import fit
+from .rules import at_least
 
 PLANTED_D, SPECTRUM = 64, (8.0, 4.0, 2.0, 1.0)
 SMALL, LARGE = 8, 32  # never the full rank of 64, whose directions are everything
@@ -124,11 +126,7 @@ PARTS = tuple(
         what=f"φ({i},{i}) of ΔW between r = {SMALL} and r = {LARGE}, "
         + ("planted with rank 4," if world == "planted" else "in the mean of the last layer's q and v,"),
     )
-    for world, pairs, places in (
-        ("planted", ("ranks",), (4, 8)),
-        ("strings", PAIRS, (1, 4)),
-        ("text", PAIRS, (1, 4)),
-    )
+    for world, pairs, places in (("planted", ("ranks",), (4, 8)), ("strings", PAIRS, (1, 4)), ("text", PAIRS, (1, 4)))
     for pair in pairs
     for i in places
 )

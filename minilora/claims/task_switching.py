@@ -23,20 +23,10 @@ from ..optim import Adam, linear_schedule
 from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
 from .bases import adapt, load_base, seed_of, string_draw
-from .claim import (
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    always_true,
-    deviation,
-    mean,
-    of,
-)
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE
+from .measures import deviation, mean, of
+from .rules import always_true
 from .stopwatch import seconds_of
 
 TASKS = ("revupper", "pairs")

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
-from .claim import Claim, Configuration, Part, Runs, Settings, at_least, deviation, each, mean, of
+from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, point
+from .measures import deviation, each, mean, of
+from .rules import at_least
 
 CHOICES = {  # what is adapted -> method, and the paper's WikiSQL accuracy at 18M (±0.5)
     "q": ("lora q 8", 70.4),

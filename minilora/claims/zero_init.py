@@ -22,25 +22,10 @@ from ..optim import SGD, Adam, linear_schedule
 from ..tasks import PRETRAINING
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
-from .claim import (
-    BITS,
-    FAILS,
-    Claim,
-    Configuration,
-    Experiment,
-    Part,
-    Result,
-    Runs,
-    Settings,
-    always_above,
-    always_equal,
-    always_true,
-    always_within,
-    deviation,
-    mean,
-    of,
-)
+from .claim import BITS, FAILS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, PURPLE, band
+from .measures import deviation, mean, of
+from .rules import always_above, always_equal, always_true, always_within
 
 TASK = "revupper"
 R, ALPHA, STEPS, LR = 4, 8.0, 100, 1e-2

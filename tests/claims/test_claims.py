@@ -28,26 +28,11 @@ from minilora.claims import (
     zero_init,
 )
 from minilora.claims.bases import load_base
-from minilora.claims.claim import (
-    FAILS,
-    HOLDS,
-    NOISE,
-    UNDECIDED,
-    WORLDS,
-    Claim,
-    Part,
-    Settings,
-    always_above,
-    always_equal,
-    always_true,
-    always_within,
-    at_least,
-    at_most,
-    deviation,
-    worst,
-)
+from minilora.claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Claim, Part, Settings, worst
 from minilora.claims.figures import save_figure
+from minilora.claims.measures import deviation
 from minilora.claims.report import draw_figures, make_row, markdown, write_report
+from minilora.claims.rules import always_above, always_equal, always_true, always_within, at_least, at_most
 
 
 def judged(rule, values):
