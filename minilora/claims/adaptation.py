@@ -1,8 +1,7 @@
 """The experiment that most claims share: a base learns a task by one method, and is then examined.
 
-A method is a name: "full", "last-block", "bitfit", "prompt P", "prefix P", "adapter-h M", "adapter-l M",
-"subspace N", or "lora TARGETS R" with targets such as "q,v" or "all", and α = 2r. Its learning rate comes from a
-committed file that `minilora reproduce --tune` makes, on a base that no report uses.
+A method, one of methods.py or its name, has a learning rate of its own, from a committed file that `minilora reproduce
+--tune` makes, on a base that no report uses.
 """
 
 from __future__ import annotations
@@ -17,22 +16,20 @@ import numpy as np
 from .. import functional as F
 from ..autograd import Tensor, no_grad
 from ..backend import to_numpy
-from ..baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 from ..data import Batch, fixed
 from ..gpt import GPT
-from ..lora import LoRAConfig, add_lora
 from ..nn import Module, Parameter, evaluating
-from ..optim import Adam, Optimizer, linear_schedule
+from ..optim import linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..training import DivergedError, counted_targets, evaluate
 from .bases import Draw, adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Configuration, Experiment, Result, Runs, Settings
 from .measures import mean, select
+from .methods import FULL, Method, named
 
 NAME = "adaptation"
 STEPS = {"strings": 300, "text": 400}
 _BATCH = {"strings": 32, "text": 16}
-_LETTERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj", "in": "fc_in", "out": "fc_out"}
 _WORST = 10.0  # bits; what a run that diverged counts
 
 
@@ -41,7 +38,7 @@ def steps_of(world: str, settings: Settings) -> int:
     return STEPS[world] // 3 if settings.quick else STEPS[world]
 
 
-def adaptation(world: str, base: int, task: str, method: str, **changes: Any) -> Configuration:
+def adaptation(world: str, base: int, task: str, method: Method | str, **changes: Any) -> Configuration:
     """The configuration of one run: a base of a world learns a string task, or "code" from "text".
 
     Changes: lr and steps; seed, of A's start and of the data; init_std of A; examples, to learn from that many only.
@@ -50,59 +47,31 @@ def adaptation(world: str, base: int, task: str, method: str, **changes: Any) ->
         "experiment": NAME,
         "base": [world, base],
         "task": task,
-        "method": method,
+        "method": str(method),
         "lr": changes.pop("lr", None) or rate(world, method),
         "steps": STEPS[world],
         **changes,
     }
 
 
-def prepare(model: GPT, method: str, seed: int, init_std: float | None = None) -> tuple[Module, list[Parameter]]:
+def prepare(model: GPT, method: Method | str, seed: int) -> tuple[Module, list[Parameter]]:
     """The model changed for a method, and the parameters that get gradients."""
-    kind, *settings = method.split()
-    if kind == "lora":
-        targets = _LETTERS if settings[0] == "all" else settings[0].split(",")
-        r = int(settings[1])
-        modules = tuple(_LETTERS[letter] for letter in targets)
-        return model, add_lora(model, LoRAConfig(r, alpha=2 * r, target_modules=modules, init_std=init_std), seed=seed)
-    if kind == "prompt":
-        tuned = PromptTuned(model, int(settings[0]), seed)
-        return tuned, [tuned.prompt]
-    if kind == "prefix":
-        return model, add_prefix(model, int(settings[0]), seed)
-    if kind in ("adapter-h", "adapter-l"):
-        return model, add_adapters(model, int(settings[0]), "houlsby" if kind == "adapter-h" else "lin", seed)
-    if kind == "bitfit":
-        return model, bitfit(model)
-    if kind == "last-block":
-        return model, last_block(model)
-    if kind in ("full", "subspace"):
-        return model, model.parameters()
-    raise ValueError(f"There is no method {method!r}.")
-
-
-def prefix_length(method: str) -> int:
-    """How many positions of the context a method takes for itself."""
-    kind, *settings = method.split()
-    return int(settings[0]) if kind in ("prompt", "prefix") else 0
+    return named(str(method)).prepare(model, seed)
 
 
 def learn(configuration: Configuration) -> tuple[Module, int]:
     """Train one configuration: the model, and how many numbers were trained. Raises `DivergedError`."""
     (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
     steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", seed_of(base))
-    model, parameters = prepare(load_base(world, base), method, seed, configuration.get("init_std"))
+    method = named(method)
+    model, parameters = method.prepare(load_base(world, base), seed, configuration.get("init_std"))
     if world == "strings":
         draw = string_draw((task,), _BATCH[world])
         if "examples" in configuration:
             draw = _from_few(string_draw((task,), configuration["examples"]), _BATCH[world], seed)
     else:
-        draw = text_draw(task, _BATCH[world], room=prefix_length(method))
-    optimizer: Optimizer = Adam(parameters, lr)
-    trained = sum(p.size for p in parameters)
-    if method.startswith("subspace"):
-        trained = int(method.split()[1])
-        optimizer = RandomSubspace(parameters, trained, lr, seed)
+        draw = text_draw(task, _BATCH[world], room=method.positions)
+    optimizer, trained = method.optimizer(parameters, lr, seed)
     adapt(model, optimizer, draw, steps, seed, linear_schedule(steps))
     return model, trained
 
@@ -118,9 +87,9 @@ def _from_few(draw: Draw, B: int, seed: int) -> Draw:
     return batch
 
 
-def held_out(world: str, task: str, method: str = "full", seed: int = 2**31) -> list[Batch]:
+def held_out(world: str, task: str, method: Method | str = FULL, seed: int = 2**31) -> list[Batch]:
     """512 examples or windows that no training ever saw, the same every time."""
-    return _held_out(world, task, prefix_length(method), seed)
+    return _held_out(world, task, named(str(method)).positions, seed)
 
 
 @lru_cache(maxsize=16)
@@ -138,7 +107,7 @@ def run(configuration: Configuration) -> Result:
     batches = held_out(world, task, method, evaluation_seed)
     result: Result = {}
     if world == "text":
-        result["before"] = _before(seed, task, prefix_length(method), evaluation_seed)
+        result["before"] = _before(seed, task, named(str(method)).positions, evaluation_seed)
     try:
         model, result["trainable"] = learn(configuration)
     except DivergedError:
@@ -189,13 +158,13 @@ def _rates() -> dict[str, dict[str, float]]:
     return json.loads(RATES_FILE.read_text(encoding="utf-8"))["rates"]
 
 
-def rate(world: str, method: str) -> float:
+def rate(world: str, method: Method | str) -> float:
     """The tuned learning rate of a method. Raises `ValueError` where there is none."""
     try:
-        return _rates()[world][method]
+        return _rates()[world][str(method)]
     except KeyError:
         raise ValueError(
-            f"No learning rate is known for {method!r} on {world}: add it to METHODS in claims/tuning.py and run "
+            f"No learning rate is known for {str(method)!r} on {world}: add it to METHODS in claims/tuning.py and run "
             "`minilora reproduce --tune`."
         ) from None
 
@@ -209,11 +178,17 @@ def trained_for(runs: Runs, world: str) -> int:
 
 
 def quality(
-    runs: Runs, world: str, method: str, tasks: tuple[str, ...], measure: str, steps: int | None = None, **changes: Any
+    runs: Runs,
+    world: str,
+    method: Method | str,
+    tasks: tuple[str, ...],
+    measure: str,
+    steps: int | None = None,
+    **changes: Any,
 ) -> list[float]:
     """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings; empty where
     there are none. `steps`: those of the ordinary runs, if not given."""
-    wanted = {"experiment": NAME, "method": method, **changes}
+    wanted = {"experiment": NAME, "method": str(method), **changes}
     optional = ("seed", "init_std", "examples")
     cells = [
         (c, r)

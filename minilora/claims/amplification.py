@@ -18,6 +18,7 @@ from .adaptation import STEPS, adaptation, learn, steps_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points
 from .measures import deviation, mean, of
+from .methods import LoRA, named
 from .rules import at_least
 
 RANKS = (4, 32)
@@ -35,7 +36,7 @@ PAPER = {"change": (0.32, 1.90), "own": (21.67, 37.71), "random": (0.02, 0.33), 
 def configurations(settings: Settings) -> list[Configuration]:
     steps = {world: steps_of(world, settings) for world in STEPS}
     return [
-        {**adaptation(world, s, task, f"lora q,v {r}", steps=steps[world]), "experiment": "amplification"}
+        {**adaptation(world, s, task, LoRA("q,v", r), steps=steps[world]), "experiment": "amplification"}
         for s in settings.bases
         for world, task in TASKS.items()
         for r in RANKS
@@ -46,7 +47,7 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     """Table 7 of every adapted matrix: {name: amplification(...)}."""
     model, _ = learn(configuration)
-    r = int(configuration["method"].split()[-1])
+    r = named(configuration["method"]).size
     rng = np.random.default_rng(0)
     return {name: amplification(m.weight.data, m.delta_weight(), r, rng) for name, m in lora_layers(model).items()}
 
@@ -56,7 +57,7 @@ def values(runs: Runs, world: str, r: int, fn: Any, kinds: tuple[str, ...] = KIN
     return [
         mean([fn(row) for name, row in result.items() if name.endswith(kinds)])
         for c, result in runs
-        if c["base"][0] == world and c["method"] == f"lora q,v {r}"
+        if c["base"][0] == world and c["method"] == LoRA("q,v", r).name
     ]
 
 

@@ -20,6 +20,7 @@ from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GREEN, ORANGE, band, grouped_points
 from .measures import deviation, each, mean, of, select
+from .methods import LoRA
 from .rules import always_equal, always_within, at_most
 
 TASK, R = "revupper", 8
@@ -37,7 +38,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     ranks, rates, steps, scalings = RANKS, RATES, SWEEP_STEPS, tuple(SCALINGS)
     if settings.quick:
         ranks, rates, steps, scalings = RANKS[::2], RATES[::2], SWEEP_STEPS // 3, scalings[:1]
-    starts = {"part": "start", "lr": rate("strings", f"lora q,v {R}"), "steps": steps_of("strings", settings)}
+    starts = {"part": "start", "lr": rate("strings", LoRA("q,v", R)), "steps": steps_of("strings", settings)}
     return [
         {"part": "LoRA+"},
         *({**starts, "base": ["strings", s], "start": start} for s in seeds for start in STARTS),

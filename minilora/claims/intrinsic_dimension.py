@@ -16,52 +16,49 @@ from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, band, point
 from .measures import deviation, each, mean, of, share
+from .methods import FULL, LoRA, Method, Subspace
 from .rules import at_least
 
 TASK = "revupper"
 DIMENSIONS = tuple(4**k for k in range(3, 8))
-LORAS = ("lora q,v 1", "lora q,v 4", "lora q,v 16")
+LORAS = tuple(LoRA("q,v", r) for r in (1, 4, 16))
 ASKED = 4096  # the n of the verdict: below 4 % of the parameters
 
 
 def configurations(settings: Settings) -> list[Configuration]:
     dimensions, loras = (DIMENSIONS[::3], LORAS[:2]) if settings.quick else (DIMENSIONS, LORAS)
-    methods, steps = (*map(_subspace, dimensions), *loras, "full"), steps_of("strings", settings)
+    methods, steps = (*map(Subspace, dimensions), *loras, FULL), steps_of("strings", settings)
     return [adaptation("strings", s, TASK, method, steps=steps) for s in settings.bases for method in methods]
 
 
-def _subspace(n: int) -> str:
-    return f"subspace {n}"
-
-
-def accuracy(runs: Runs, method: str) -> list[float]:
+def accuracy(runs: Runs, method: Method) -> list[float]:
     """Of each base."""
     return quality(runs, "strings", method, (TASK,), "accuracy")
 
 
-def share_of_full(runs: Runs, method: str) -> list[float]:
-    return each(share, accuracy(runs, method), accuracy(runs, "full"))
+def share_of_full(runs: Runs, method: Method) -> list[float]:
+    return each(share, accuracy(runs, method), accuracy(runs, FULL))
 
 
-def methods_run(runs: Runs, methods: Iterable[str]) -> list[str]:
+def methods_run(runs: Runs, methods: Iterable[Method]) -> list[Method]:
     return [m for m in methods if accuracy(runs, m)]
 
 
 def dimensions_run(runs: Runs) -> list[int]:
-    return [n for n in DIMENSIONS if accuracy(runs, _subspace(n))]
+    return [n for n in DIMENSIONS if accuracy(runs, Subspace(n))]
 
 
 def d90(runs: Runs) -> int | None:
     """The smallest n whose mean share of full fine-tuning is at least 90 %; None where none is."""
-    return next((n for n in dimensions_run(runs) if mean(share_of_full(runs, _subspace(n))) >= 0.9), None)
+    return next((n for n in dimensions_run(runs) if mean(share_of_full(runs, Subspace(n))) >= 0.9), None)
 
 
-def trained(runs: Runs, method: str) -> list[float]:
+def trained(runs: Runs, method: Method) -> list[float]:
     """Of each base, how many numbers a method trains."""
     return quality(runs, "strings", method, (TASK,), "trainable")
 
 
-NAMES = {f"n = {n:,}": _subspace(n) for n in DIMENSIONS} | {m: m for m in LORAS}
+NAMES = {f"n = {n:,}": Subspace(n) for n in DIMENSIONS} | {m.name: m for m in LORAS}
 PARTS = (
     *(
         Part(
@@ -69,27 +66,27 @@ PARTS = (
             "strings",
             of(share_of_full, method),
             "%",
-            rule=at_least(0.9) if method == _subspace(ASKED) else None,
+            rule=at_least(0.9) if method == Subspace(ASKED) else None,
             what=f"what training within {ASKED:,} random directions answers, as a share of full fine-tuning's,",
         )
         for name, method in NAMES.items()
     ),
     *(Part(f"answered, {name}", "strings", of(accuracy, method), "%") for name, method in NAMES.items()),
-    Part("answered, full", "strings", of(accuracy, "full"), "%"),
-    *(Part(f"trained parameters, {m}", "strings", of(trained, m)) for m in (*LORAS, "full")),
+    Part("answered, full", "strings", of(accuracy, FULL), "%"),
+    *(Part(f"trained parameters, {m}", "strings", of(trained, m)) for m in (*LORAS, FULL)),
 )
 
 
 def key(runs: Runs) -> str:
-    shares, total = share_of_full(runs, _subspace(ASKED)), trained(runs, "full")[0]
+    shares, total = share_of_full(runs, Subspace(ASKED)), trained(runs, FULL)[0]
     return f"{ASKED:,} of {total:,.0f}: {100 * mean(shares):.3g} % of full"
 
 
 def measured(runs: Runs) -> str:
-    shares = {n: share_of_full(runs, _subspace(n)) for n in dimensions_run(runs)}
-    reached, total = d90(runs), trained(runs, "full")[0]
+    shares = {n: share_of_full(runs, Subspace(n)) for n in dimensions_run(runs)}
+    reached, total = d90(runs), trained(runs, FULL)[0]
     lora = ", ".join(
-        f"{trained(runs, m)[0]:,.0f} (r = {m.split()[-1]}): {100 * mean(share_of_full(runs, m)):.0f}"
+        f"{trained(runs, m)[0]:,.0f} (r = {m.size}): {100 * mean(share_of_full(runs, m)):.0f}"
         for m in methods_run(runs, LORAS)
     )
     return (
@@ -100,13 +97,13 @@ def measured(runs: Runs) -> str:
 
 
 def spread(runs: Runs) -> str:
-    return f"n = {ASKED:,}: ±{100 * deviation(share_of_full(runs, _subspace(ASKED))):.0f} %"
+    return f"n = {ASKED:,}: ±{100 * deviation(share_of_full(runs, Subspace(ASKED))):.0f} %"
 
 
 def draw(runs: Runs, figure: Any) -> None:
     ax = figure.subplots()
     dimensions = dimensions_run(runs)
-    values = 100 * np.array([accuracy(runs, _subspace(n)) for n in dimensions]).T
+    values = 100 * np.array([accuracy(runs, Subspace(n)) for n in dimensions]).T
     band(ax, dimensions, values, ORANGE, "random subspace θ₀ + Pz of n directions", marker="o")
     loras = methods_run(runs, LORAS)
     for number, method in enumerate(loras):
@@ -117,11 +114,11 @@ def draw(runs: Runs, figure: Any) -> None:
             [100 * a for a in accuracy(runs, method)],
             BLUE,
             "s",
-            None if number else f"LoRA on q, v: r = {', '.join(m.split()[-1] for m in loras)}",
+            None if number else f"LoRA on q, v: r = {', '.join(str(m.size) for m in loras)}",
         )
-    full = mean(accuracy(runs, "full"))
-    total = trained(runs, "full")[0]
-    point(ax, total, [100 * a for a in accuracy(runs, "full")], GRAY, "D", "full fine-tuning")
+    full = mean(accuracy(runs, FULL))
+    total = trained(runs, FULL)[0]
+    point(ax, total, [100 * a for a in accuracy(runs, FULL)], GRAY, "D", "full fine-tuning")
     ax.axhline(90 * full, color=GRAY, linestyle=":", label="90 % of full")
     reached = d90(runs)
     ax.set(xscale="log", xlabel="trained numbers", ylabel="answered exactly (%)", ylim=(-4, 104))

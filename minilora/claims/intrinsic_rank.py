@@ -20,6 +20,7 @@ from .bases import load_base
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
 from .measures import deviation, mean, of
+from .methods import FULL, LoRA
 from .rules import at_least
 
 TASKS: tuple[str, ...] = ("pairs", "revupper")
@@ -33,12 +34,12 @@ def configurations(settings: Settings) -> list[Configuration]:
     if settings.quick:
         tasks, ranks = TASKS[1:], (1, 4, SMALL, 64)
     truncated = [
-        *(adaptation("strings", s, task, "full", steps=steps) for s in seeds for task in tasks),
-        *(adaptation("text", s, "code", "full") for s in seeds if not settings.quick),
+        *(adaptation("strings", s, task, FULL, steps=steps) for s in seeds for task in tasks),
+        *(adaptation("text", s, "code", FULL) for s in seeds if not settings.quick),
     ]
     return [
         *({**c, "experiment": "intrinsic_rank"} for c in truncated),
-        *(adaptation("strings", s, task, f"lora q,v {r}", steps=steps) for s in seeds for task in tasks for r in ranks),
+        *(adaptation("strings", s, task, LoRA("q,v", r), steps=steps) for s in seeds for task in tasks for r in ranks),
     ]
 
 
@@ -83,7 +84,7 @@ def remains(runs: Runs, world: str, k: int) -> list[float]:
 
 def answered(runs: Runs, r: int) -> list[float]:
     """Of each base on strings, by LoRA on q and v."""
-    return quality(runs, "strings", f"lora q,v {r}", TASKS, "accuracy")
+    return quality(runs, "strings", LoRA("q,v", r), TASKS, "accuracy")
 
 
 WHAT = {

@@ -18,10 +18,11 @@ from ..autograd import no_grad
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, merge_lora
 from ..nn import Module
-from .adaptation import adaptation, prepare, quality, rate
+from .adaptation import adaptation, quality, rate
 from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
 from .measures import deviation, each, mean, of, select
+from .methods import Adapter, LoRA, Method, Prefix
 from .rules import always_above
 from .stopwatch import repeats_for, seconds_of
 
@@ -37,7 +38,7 @@ VARIANTS = ("base again", "LoRA merged", "LoRA unmerged", "adapters (Lin)", "ada
 SIZES: dict[str, Any] = {"d_model": 128, "n_layers": 4, "n_heads": 4}
 ROUNDS = 40
 PREFIXES = (8, 16, 32, 48)
-REFERENCE = "lora q,v 4"
+REFERENCE = LoRA("q,v", 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
@@ -48,7 +49,7 @@ def configurations(settings: Settings) -> list[Configuration]:
         *({"batch": B, "time": T, "rounds": ROUNDS} for B, T in SHAPES),
         *(adaptation("text", s, "code", REFERENCE) for s in seeds),
         # one learning rate for all lengths, tuned at 8
-        *(adaptation("text", s, "code", f"prefix {P}", lr=rate("text", "prefix 8")) for s in seeds for P in PREFIXES),
+        *(adaptation("text", s, "code", Prefix(P), lr=rate("text", Prefix(8))) for s in seeds for P in PREFIXES),
     ]
 
 
@@ -73,9 +74,9 @@ def run(configuration: Configuration) -> Result:
         "base again": model(),
         "LoRA merged": lora(True),
         "LoRA unmerged": lora(False),
-        "adapters (Lin)": prepare(model(), "adapter-l 16", 0)[0],
-        "adapters (Houlsby)": prepare(model(), "adapter-h 16", 0)[0],
-        "prefix": prepare(model(), f"prefix {PREFIX}", 0)[0],
+        "adapters (Lin)": Adapter("l", 16).prepare(model(), 0)[0],
+        "adapters (Houlsby)": Adapter("h", 16).prepare(model(), 0)[0],
+        "prefix": Prefix(PREFIX).prepare(model(), 0)[0],
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     names = list(models)
@@ -119,18 +120,18 @@ def over_the_base_itself(runs: Runs, variant: str, quartile: int) -> list[float]
     ]
 
 
-def bits_at_end(runs: Runs, method: str) -> list[float]:
+def bits_at_end(runs: Runs, method: Method) -> list[float]:
     """Of each base, on the last 16 characters of its windows of code."""
     return quality(runs, "text", method, ("code",), "bits_at_end")
 
 
 def prefixes_run(runs: Runs) -> list[int]:
-    return [P for P in PREFIXES if bits_at_end(runs, f"prefix {P}")]
+    return [P for P in PREFIXES if bits_at_end(runs, Prefix(P))]
 
 
 def lost_to(runs: Runs, P: int) -> list[float]:
     """Of each base, how many bits more a prefix of P loses at the end of a window than LoRA."""
-    return each(operator.sub, bits_at_end(runs, f"prefix {P}"), bits_at_end(runs, REFERENCE))
+    return each(operator.sub, bits_at_end(runs, Prefix(P)), bits_at_end(runs, REFERENCE))
 
 
 def _at_every_shape(values: Sequence[float], limit: float) -> str:
@@ -184,7 +185,7 @@ def measured(runs: Runs) -> str:
     said = f"time over the base's, {shown}; products in a row per block: 4, with adapters 6 (Lin) and 8 (Houlsby)"
     if prefixes := prefixes_run(runs):
         reference = mean(bits_at_end(runs, REFERENCE))
-        lost = ", ".join(f"{64 - P}: {mean(bits_at_end(runs, f'prefix {P}')) - reference:+.2f}" for P in prefixes)
+        lost = ", ".join(f"{64 - P}: {mean(bits_at_end(runs, Prefix(P))) - reference:+.2f}" for P in prefixes)
         said += f"; bits against LoRA when a prefix leaves of 64 positions {lost}"
     return said
 
@@ -227,12 +228,12 @@ def draw(runs: Runs, figure: Any) -> None:
 
 
 def _draw_prefixes(runs: Runs, right: Any, present: list[int]) -> None:
-    at_end = np.array([bits_at_end(runs, f"prefix {P}") for P in present]).T
+    at_end = np.array([bits_at_end(runs, Prefix(P)) for P in present]).T
     band(right, [64 - P for P in present], at_end, PURPLE, "prefix tuning", marker="o")
     right.axhline(mean(bits_at_end(runs, REFERENCE)), color=BLUE, label="LoRA on q, v, r = 4: all 64 positions")
     right.invert_xaxis()
     right.set(xlabel="positions of 64 that the prefix leaves", ylabel="bits/character, last 16 of each window")
-    lost = mean(bits_at_end(runs, f"prefix {present[-1]}")) - mean(bits_at_end(runs, f"prefix {present[0]}"))
+    lost = mean(bits_at_end(runs, Prefix(present[-1]))) - mean(bits_at_end(runs, Prefix(present[0])))
     right.set_title(f"A prefix of {present[-1]} costs {lost:+.2f} bits against one of {present[0]}")
     right.legend(fontsize=8)
     right.axvline(64, color=ORANGE, linewidth=0)  # unseen: only brings the whole context into view

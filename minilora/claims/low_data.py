@@ -17,25 +17,27 @@ from ..data import fixed
 from ..optim import Adam, linear_schedule
 from ..tasks import PRETRAINING, planted
 from ..training import evaluate, evaluate_exact_match
-from .adaptation import STEPS, adaptation, held_out, prepare, quality, rate, steps_of
+from .adaptation import STEPS, adaptation, held_out, quality, rate, steps_of
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
 from .measures import deviation, each, mean, of, select
+from .methods import FULL, LoRA, Method, named
 from .planted import fit
 from .rules import at_least
 
 D, RANK, EXAMPLES, NOISE_LEVEL = 32, 2, 64, 0.1  # the planted problem
 RANKS: tuple[int, ...] = (2, 4, 8, 16, 32)
 FEW: tuple[int, ...] = (16, 64, 256, 1024)
-TASK, SMALL = "revupper", "lora q,v 8"
-FORGETTING = ("full", SMALL, "lora all 16")
+TASK, SMALL = "revupper", LoRA("q,v", 8)
+BOTH = (FULL, SMALL)
+FORGETTING = (*BOTH, LoRA("all", 16))
 PAPER = {"100": (60.2, 63.8), "1k": (85.8, 85.6), "10k": (88.9, 89.2), "392k": (89.5, 91.7)}  # MNLI: full, LoRA
 
 
 def configurations(settings: Settings) -> list[Configuration]:
     seeds, steps, few, ranks, planted_seeds = settings.bases, steps_of("strings", settings), FEW, RANKS, 3
-    forgetting = [("text", m) for m in FORGETTING] + [("strings", m) for m in ("full", SMALL)]
+    forgetting = [("text", m) for m in FORGETTING] + [("strings", m) for m in BOTH]
     if settings.quick:
         few, ranks, planted_seeds, forgetting = FEW[1:2], RANKS[::2], 1, []
     return [
@@ -44,14 +46,9 @@ def configurations(settings: Settings) -> list[Configuration]:
             for s in range(planted_seeds * settings.seeds)
             for r in (*ranks, "full")
         ),
+        *(adaptation("strings", s, TASK, m, examples=n, steps=steps) for s in seeds for n in few for m in BOTH),
         *(
-            adaptation("strings", s, TASK, m, examples=n, steps=steps)
-            for s in seeds
-            for n in few
-            for m in ("full", SMALL)
-        ),
-        *(
-            {"base": [world, s], "method": m, "lr": rate(world, m), "steps": STEPS[world]}
+            {"base": [world, s], "method": m.name, "lr": rate(world, m), "steps": STEPS[world]}
             for world in ("text", "strings")
             for s in seeds
             for where, m in forgetting
@@ -85,7 +82,7 @@ def _forgetting(configuration: Configuration) -> Result:
     """What a base knew and what it learns, measured while it learns."""
     (world, base), method, steps = (configuration[name] for name in ("base", "method", "steps"))
     seed = seed_of(base)
-    model, parameters = prepare(load_base(world, base), method, seed)
+    model, parameters = named(method).prepare(load_base(world, base), seed)
     optimizer = Adam(parameters, configuration["lr"])
     if world == "strings":
         known = fixed(string_draw(PRETRAINING, 256, held_out=True), 2)
@@ -111,7 +108,7 @@ def excess(runs: Runs, r: Any) -> list[float]:
     return [result["excess"] for _, result in select(runs, world="planted", r=r)]
 
 
-def accuracy(runs: Runs, method: str, examples: int) -> list[float]:
+def accuracy(runs: Runs, method: Method, examples: int) -> list[float]:
     """Of each base on strings."""
     return quality(runs, "strings", method, (TASK,), "accuracy", examples=examples)
 
@@ -120,12 +117,12 @@ def examples_run(runs: Runs) -> list[int]:
     return sorted({c["examples"] for c, _ in runs if "examples" in c})
 
 
-def english_at_equal_code(runs: Runs, method: str) -> list[float]:
+def english_at_equal_code(runs: Runs, method: Method) -> list[float]:
     """Of each base, bits on English where a method's loss on code is the final one of LoRA on q, v."""
     values = []
-    for c, result in select(runs, method=method, steps=STEPS["text"]):
+    for c, result in select(runs, method=method.name, steps=STEPS["text"]):
         if "learned" in result:
-            goal = select(runs, method=SMALL, base=c["base"], steps=STEPS["text"])[0][1]["learned"][-1]
+            goal = select(runs, method=SMALL.name, base=c["base"], steps=STEPS["text"])[0][1]["learned"][-1]
             learned, known = np.array(result["learned"]), np.array(result["known"])
             order = np.argsort(learned)
             values.append(float(np.interp(goal, learned[order], known[order])))
@@ -139,7 +136,7 @@ def excess_saved(runs: Runs) -> list[float]:
 
 def gap(runs: Runs, n: int) -> list[float]:
     """Of each base, how much more LoRA answers than full fine-tuning after n examples, as a share of 1."""
-    return each(operator.sub, accuracy(runs, SMALL, n), accuracy(runs, "full", n))
+    return each(operator.sub, accuracy(runs, SMALL, n), accuracy(runs, FULL, n))
 
 
 def mean_gap(runs: Runs) -> list[float]:
@@ -147,9 +144,9 @@ def mean_gap(runs: Runs) -> list[float]:
     return each(lambda *gaps: mean(gaps), *(gap(runs, n) for n in examples_run(runs)))
 
 
-def still_known(runs: Runs, method: str) -> list[float]:
+def still_known(runs: Runs, method: Method) -> list[float]:
     """Of each base on strings, the share of its old tasks that it answers afterwards."""
-    return [r["known"] for _, r in select(runs, method=method) if isinstance(r.get("known"), float)]
+    return [r["known"] for _, r in select(runs, method=method.name) if isinstance(r.get("known"), float)]
 
 
 PARTS = (
@@ -162,11 +159,7 @@ PARTS = (
         rule=at_least(0),
         what=f"planted, the excess error of full least squares minus that at r = {RANK}",
     ),
-    *(
-        Part(f"answered from {n} examples, {m}", "strings", of(accuracy, m, n), "%")
-        for n in FEW
-        for m in ("full", SMALL)
-    ),
+    *(Part(f"answered from {n} examples, {m}", "strings", of(accuracy, m, n), "%") for n in FEW for m in BOTH),
     *(Part(f"{SMALL} minus full, {n} examples", "strings", of(gap, n), "%") for n in FEW),
     Part(
         f"{SMALL} minus full, mean",
@@ -177,7 +170,7 @@ PARTS = (
         what=f"what LoRA on q, v at r = 8 answers minus full fine-tuning's, in the mean over "
         f"{', '.join(map(str, FEW))} examples,",
     ),
-    *(Part(f"old tasks answered afterwards, {m}", "strings", of(still_known, m), "%") for m in ("full", SMALL)),
+    *(Part(f"old tasks answered afterwards, {m}", "strings", of(still_known, m), "%") for m in BOTH),
     *(
         Part(f"loss on English at equal loss on code, {m}", "text", of(english_at_equal_code, m), "bits")
         for m in FORGETTING
@@ -198,7 +191,7 @@ def measured(runs: Runs) -> str:
         f"{', '.join(map(str, few))} examples: {', '.join(f'{100 * mean(gap(runs, n)):+.0f}' for n in few)} %"
     )
     if forgotten := {m: mean(values) for m in FORGETTING if (values := english_at_equal_code(runs, m))}:
-        kept = [f"{m} {100 * mean(still_known(runs, m)):.0f}" for m in ("full", SMALL)]
+        kept = [f"{m} {100 * mean(still_known(runs, m)):.0f}" for m in BOTH]
         said += (
             f"; forgetting, not claimed: English at equal code loss "
             f"{', '.join(f'{m} {v:.2f}' for m, v in forgotten.items())} bits; old string tasks afterwards: "
@@ -230,7 +223,7 @@ def draw(runs: Runs, figure: Any) -> None:
     left.minorticks_off()
     left.set_title(f"Planted: r = {RANK} errs {full / mean(excess(runs, RANK)):.0f} times less")
     few = examples_run(runs)
-    for method, color, name in (("full", GRAY, "full"), (SMALL, BLUE, "LoRA q,v r = 8")):
+    for method, color, name in ((FULL, GRAY, "full"), (SMALL, BLUE, "LoRA q,v r = 8")):
         band(middle, few, 100 * np.array([accuracy(runs, method, n) for n in few]).T, color, name, marker="o")
     middle.set(xscale="log", xlabel="examples", ylabel="answered exactly (%)", ylim=(-4, 104))
     middle.set_xticks(few, [str(n) for n in few])
@@ -245,13 +238,13 @@ def draw(runs: Runs, figure: Any) -> None:
 def _draw_forgetting(runs: Runs, right: Any) -> None:
     first = next(c["base"][1] for c, _ in runs if "base" in c)
     for method, color in zip(FORGETTING, (GRAY, BLUE, GREEN), strict=True):
-        for c, result in select(runs, method=method):
+        for c, result in select(runs, method=method.name):
             if "learned" in result:
-                label = method if c["base"][1] == first else None
+                label = method.name if c["base"][1] == first else None
                 right.plot(result["learned"], result["known"], ".-", color=color, linewidth=1, label=label)
     right.invert_xaxis()
     right.set(xlabel="held-out code (bits/character), learning →", ylabel="held-out English (bits/character)")
-    lost = ", ".join(f"{m.split()[0]} {mean(english_at_equal_code(runs, m)):.2f}" for m in FORGETTING[:2])
+    lost = ", ".join(f"{m.kind} {mean(english_at_equal_code(runs, m)):.2f}" for m in FORGETTING[:2])
     right.set_title(f"At equal code: {lost.replace('lora', 'LoRA')} bits")
 
 

@@ -19,6 +19,7 @@ from .adaptation import adaptation, quality, steps_of, trained_for
 from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
 from .measures import deviation, each, mean, of, select, share
+from .methods import FULL, LoRA, Method
 from .planted import fit
 from .rules import always_within, at_least
 
@@ -27,7 +28,7 @@ PLANTED_RANKS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 16, 32)
 STRING_TASKS: tuple[str, ...] = ("pairs", "revupper")
 STRING_RANKS: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
 TEXT_RANKS = (1, 8, 64)
-WIDE = "lora all 16"  # on every Linear
+WIDE = LoRA("all", 16)  # on every Linear
 SMALL = 8  # the r that the verdict asks about
 PAPER = {1: 73.4, 2: 73.3, 4: 73.7, 8: 73.8, 64: 73.5}  # Table 6, WikiSQL with q, v (±0.5)
 
@@ -35,7 +36,7 @@ PAPER = {1: 73.4, 2: 73.3, 4: 73.7, 8: 73.8, 64: 73.5}  # Table 6, WikiSQL with 
 def configurations(settings: Settings) -> list[Configuration]:
     seeds, steps = settings.bases, steps_of("strings", settings)
     tasks, planted_ranks, ranks = STRING_TASKS, PLANTED_RANKS, STRING_RANKS
-    on_text: tuple[str, ...] = (*map(_method, TEXT_RANKS), WIDE, "full")
+    on_text: tuple[Method, ...] = (*map(_method, TEXT_RANKS), WIDE, FULL)
     if settings.quick:
         tasks, planted_ranks, ranks, on_text = STRING_TASKS[1:], (1, 2, 4, 16), (1, SMALL, 64), ()
     return [
@@ -44,14 +45,14 @@ def configurations(settings: Settings) -> list[Configuration]:
             adaptation("strings", s, task, method, steps=steps)
             for s in seeds
             for task in tasks
-            for method in (*map(_method, ranks), "full")
+            for method in (*map(_method, ranks), FULL)
         ),
         *(adaptation("text", s, "code", method) for s in seeds for method in on_text),
     ]
 
 
-def _method(r: int) -> str:
-    return f"lora q,v {r}"
+def _method(r: int) -> Method:
+    return LoRA("q,v", r)
 
 
 def run(configuration: Configuration) -> Result:
@@ -68,21 +69,21 @@ def run(configuration: Configuration) -> Result:
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def string_accuracies(runs: Runs, method: str) -> list[float]:
+def string_accuracies(runs: Runs, method: Method) -> list[float]:
     """Of each base, the mean over tasks."""
     return quality(runs, "strings", method, STRING_TASKS, "accuracy")
 
 
 def share_of_full(runs: Runs) -> list[float]:
     """Of each base on strings, what the small r answers as a share of full fine-tuning's."""
-    return each(share, string_accuracies(runs, _method(SMALL)), string_accuracies(runs, "full"))
+    return each(share, string_accuracies(runs, _method(SMALL)), string_accuracies(runs, FULL))
 
 
-def gap_closed(runs: Runs, method: str) -> list[float]:
+def gap_closed(runs: Runs, method: Method) -> list[float]:
     """Of each base on text, the share of full fine-tuning's gain that a method reaches."""
     before, bits, full = (
         quality(runs, "text", m, ("code",), measure)
-        for m, measure in ((method, "before"), (method, "bits"), ("full", "bits"))
+        for m, measure in ((method, "before"), (method, "bits"), (FULL, "bits"))
     )
     return each(lambda b, x, f: (b - x) / (b - f), before, bits, full)
 
@@ -124,7 +125,7 @@ PARTS = (
     Part("largest distance from the Eckart–Young floor, of ‖D‖²", "exact", of(off_floor, True)),
     *(
         Part(f"answered, {name}", "strings", of(string_accuracies, method), "%")
-        for name, method in {**{f"r = {r}": _method(r) for r in STRING_RANKS}, "full": "full"}.items()
+        for name, method in {**{f"r = {r}": _method(r) for r in STRING_RANKS}, "full": FULL}.items()
     ),
     Part(
         f"share of full fine-tuning, r = {SMALL}",
@@ -148,7 +149,7 @@ def key(runs: Runs) -> str:
 
 
 def measured(runs: Runs) -> str:
-    first, small, full = (string_accuracies(runs, m) for m in (_method(1), _method(SMALL), "full"))
+    first, small, full = (string_accuracies(runs, m) for m in (_method(1), _method(SMALL), FULL))
     said = [
         f"planted: {'on' if ON_FLOOR.measured(runs).verdict == HOLDS else 'not on'} the Eckart–Young floor",
         f"strings: r = 1 answers {100 * mean(first):.0f} %, r = {SMALL} {100 * mean(small):.0f} %, full "
@@ -169,7 +170,7 @@ def spread(runs: Runs) -> str:
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    text = gap_closed(runs, "full")
+    text = gap_closed(runs, FULL)
     figure.set_size_inches(12.5 if text else 8.6, 4.2)
     left, middle, *right = figure.subplots(1, 3 if text else 2)
     ranks = sorted({c["r"] for c, _ in select(runs, world="planted")})
@@ -184,10 +185,12 @@ def draw(runs: Runs, figure: Any) -> None:
     ranks = [r for r in STRING_RANKS if string_accuracies(runs, _method(r))]
     for task, color in zip(STRING_TASKS, (BLUE, GREEN), strict=True):
         if select(runs, task=task):
-            accuracy = [[r["accuracy"] for _, r in select(runs, task=task, method=_method(rank))] for rank in ranks]
+            accuracy = [
+                [r["accuracy"] for _, r in select(runs, task=task, method=str(_method(rank)))] for rank in ranks
+            ]
             band(middle, ranks, 100 * np.array(accuracy).T, color, task, marker="o")
     middle.plot(PAPER.keys(), PAPER.values(), "x", color=GRAY, label="paper: GPT-3, WikiSQL")
-    full = string_accuracies(runs, "full")
+    full = string_accuracies(runs, FULL)
     middle.axhline(100 * mean(full), color=GRAY, linestyle="--", label="full fine-tuning")
     middle.axvline(32, color=GRAY, linewidth=1, linestyle=":")
     middle.annotate("r > d/2: larger\nthan the matrix", (34, 45), fontsize=8, color=GRAY)

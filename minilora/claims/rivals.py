@@ -13,69 +13,56 @@ from .adaptation import EXPERIMENT, STEPS, adaptation, quality, steps_of, traine
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, point
 from .measures import deviation, each, mean, of, share
+from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt
 from .rules import at_least
 
 TASK = "revupper"
-LORA = "lora q,v 4"
+LORA = LoRA("q,v", 4)
 LONG = 1000  # steps
-RIVALS: tuple[str, ...] = (
-    "last-block",
-    "bitfit",
-    "prompt 8",
-    "prefix 2",
-    "prefix 8",
-    "adapter-h 4",
-    "adapter-h 16",
-    "adapter-l 16",
-)
-LORAS: tuple[str, ...] = ("lora q,v 1", LORA, "lora q,v 16")
-LONGER: tuple[str, ...] = (LORA, "last-block", "bitfit", "prefix 8", "adapter-h 4")
-ON_TEXT: tuple[str, ...] = (
-    "last-block",
-    "bitfit",
-    "prompt 8",
-    "prefix 8",
-    "adapter-h 4",
-    "adapter-h 16",
-    "adapter-l 16",
-)
-LORAS_ON_TEXT: tuple[str, ...] = ("lora q,v 1", LORA, "lora q,v 64", "lora all 16")
+_ADAPTERS = (Adapter("h", 4), Adapter("h", 16), Adapter("l", 16))
+RIVALS = (LAST_BLOCK, BITFIT, Prompt(8), Prefix(2), Prefix(8), *_ADAPTERS)
+LORAS = (LoRA("q,v", 1), LORA, LoRA("q,v", 16))
+LONGER = (LORA, LAST_BLOCK, BITFIT, Prefix(8), Adapter("h", 4))
+ON_TEXT = (LAST_BLOCK, BITFIT, Prompt(8), Prefix(8), *_ADAPTERS)
+LORAS_ON_TEXT = (LoRA("q,v", 1), LORA, LoRA("q,v", 64), LoRA("all", 16))
+# The methods of each world, in the order of its parts and its drawing
+METHODS = {"strings": (*RIVALS, *LORAS, FULL), "text": (*ON_TEXT, *LORAS_ON_TEXT, FULL)}
 
 
 def configurations(settings: Settings) -> list[Configuration]:
     seeds = settings.bases
     if settings.quick:
         steps = steps_of("strings", settings)
-        few = ("last-block", "bitfit", "adapter-h 16", LORA, "full")
+        few = (LAST_BLOCK, BITFIT, Adapter("h", 16), LORA, FULL)
         return [adaptation("strings", s, TASK, method, steps=steps) for s in seeds for method in few]
     return [
-        *(adaptation("strings", s, TASK, method) for s in seeds for method in (*RIVALS, *LORAS, "full")),
+        *(adaptation("strings", s, TASK, method) for s in seeds for method in METHODS["strings"]),
         *(adaptation("strings", s, TASK, method, steps=LONG) for s in seeds for method in LONGER),
-        *(adaptation("text", s, "code", method) for s in seeds for method in (*ON_TEXT, *LORAS_ON_TEXT, "full")),
+        *(adaptation("text", s, "code", method) for s in seeds for method in METHODS["text"]),
     ]
 
 
-def accuracy(runs: Runs, method: str, steps: int | None = None) -> list[float]:
+def accuracy(runs: Runs, method: Method, steps: int | None = None) -> list[float]:
     """Of each base on strings."""
     return quality(runs, "strings", method, (TASK,), "accuracy", steps)
 
 
-def bits(runs: Runs, method: str) -> list[float]:
+def bits(runs: Runs, method: Method) -> list[float]:
     """Of each base on code."""
     return quality(runs, "text", method, ("code",), "bits")
 
 
-def parameters(runs: Runs, world: str, method: str) -> float:
+def parameters(runs: Runs, world: str, method: Method) -> float:
     """How many numbers a method trains."""
     return quality(runs, world, method, (TASK, "code"), "trainable")[0]
 
 
 def share_of_full(runs: Runs) -> list[float]:
     """Of each base on strings, what LoRA answers as a share of full fine-tuning's."""
-    return each(share, accuracy(runs, LORA), accuracy(runs, "full"))
+    return each(share, accuracy(runs, LORA), accuracy(runs, FULL))
 
 
-def lead(runs: Runs, rival: str) -> list[float]:
+def lead(runs: Runs, rival: Method) -> list[float]:
     """Of each base on strings, how much more LoRA answers than a rival, as a share of 1."""
     return each(operator.sub, accuracy(runs, LORA), accuracy(runs, rival))
 
@@ -87,7 +74,7 @@ def lead_on_text(runs: Runs) -> list[float]:
 
 
 PARTS = (
-    *(Part(f"answered, {m}", "strings", of(accuracy, m), "%") for m in (*RIVALS, *LORAS, "full")),
+    *(Part(f"answered, {m}", "strings", of(accuracy, m), "%") for m in METHODS["strings"]),
     Part(
         f"share of full fine-tuning, {LORA}",
         "strings",
@@ -101,17 +88,17 @@ PARTS = (
         for m in RIVALS
     ),
     *(Part(f"answered after {LONG:,} steps, {m}", "strings", of(accuracy, m, LONG), "%") for m in LONGER),
-    *(Part(f"loss, {m}", "text", of(bits, m), "bits") for m in (*ON_TEXT, *LORAS_ON_TEXT, "full")),
+    *(Part(f"loss, {m}", "text", of(bits, m), "bits") for m in METHODS["text"]),
     Part(f"lead of {LORA} over the best rival", "text", lead_on_text, "bits"),
 )
 
 
-def rivals_run(runs: Runs) -> list[str]:
+def rivals_run(runs: Runs) -> list[Method]:
     return [m for m in RIVALS if accuracy(runs, m)]
 
 
 def key(runs: Runs) -> str:
-    lora, full = mean(accuracy(runs, LORA)), mean(accuracy(runs, "full"))
+    lora, full = mean(accuracy(runs, LORA)), mean(accuracy(runs, FULL))
     best = max(mean(accuracy(runs, m)) for m in rivals_run(runs))
     if leads := lead_on_text(runs):
         said = f"{abs(mean(leads)):.2f} {'ahead' if mean(leads) > 0 else 'behind'}"
@@ -120,17 +107,17 @@ def key(runs: Runs) -> str:
 
 
 def measured(runs: Runs) -> str:
-    methods = ("full", LORA, *rivals_run(runs))
+    methods = (FULL, LORA, *rivals_run(runs))
     shown = ", ".join(f"{m} {100 * mean(accuracy(runs, m)):.0f}" for m in methods)
     longer = ", ".join(f"{m} {100 * mean(a):.0f}" for m in LONGER if (a := accuracy(runs, m, LONG)))
-    on_text = sorted((mean(b), m) for m in (*ON_TEXT, LORA) if (b := bits(runs, m)))
+    on_text = sorted((mean(b), m.name) for m in (*ON_TEXT, LORA) if (b := bits(runs, m)))
     said = f"strings after {trained_for(runs, 'strings')} steps (%): {shown}" + (
         f"; after {LONG:,}: {longer}" if longer else ""
     )
     if on_text:
         said += (
             f"; text: best of the small ones {on_text[0][1]} ({on_text[0][0]:.2f} bits), "
-            f"{LORA} {next(b for b, m in on_text if m == LORA):.2f}"
+            f"{LORA} {next(b for b, m in on_text if m == LORA.name):.2f}"
         )
     return said
 
@@ -167,7 +154,7 @@ def draw(runs: Runs, figure: Any) -> None:
         ("strings", "text"),
         ("accuracy", "bits"),
         (100, 1),
-        ((*RIVALS, *LORAS, "full"), (*ON_TEXT, *LORAS_ON_TEXT, "full")),
+        (METHODS["strings"], METHODS["text"]),
         strict=False,
     ):
         labelled = set()
@@ -175,7 +162,7 @@ def draw(runs: Runs, figure: Any) -> None:
             values = [unit * v for v in quality(runs, world, method, (TASK, "code"), measure)]
             if not values:
                 continue
-            kind = method.split()[0]
+            kind = method.kind
             color, marker = _LOOKS[kind]
             label = None if kind in labelled else _NAMES[kind]
             labelled.add(kind)
@@ -184,8 +171,8 @@ def draw(runs: Runs, figure: Any) -> None:
         ax.set(xscale="log", xlabel="trained parameters")
     for method in LONGER:
         if longer := accuracy(runs, method, LONG):
-            x, (color, marker) = parameters(runs, "strings", method), _LOOKS[method.split()[0]]
-            x *= 1.1 if method.startswith("prefix") else 1.0
+            x, (color, marker) = parameters(runs, "strings", method), _LOOKS[method.kind]
+            x *= 1.1 if method.kind == "prefix" else 1.0
             y = 100 * mean(longer)
             strings.plot([x], [y], marker, color=color, markerfacecolor="none")
             strings.plot([x, x], [100 * mean(accuracy(runs, method)), y], ":", color=color, linewidth=1)
@@ -200,8 +187,8 @@ def draw(runs: Runs, figure: Any) -> None:
     figure.legend(*strings.get_legend_handles_labels(), loc="outside lower center", ncols=5 if text else 3, fontsize=9)
     for ax in others:
         ax.set(ylabel="held-out code (bits/character)")
-        loss, lead = min((mean(b), m) for m in (*ON_TEXT, *LORAS_ON_TEXT) if (b := bits(runs, m)))
-        ax.set_title(f"Text: full {mean(bits(runs, 'full')):.2f} bits, best of the others {lead}: {loss:.2f}")
+        loss, lead = min((mean(b), m.name) for m in (*ON_TEXT, *LORAS_ON_TEXT) if (b := bits(runs, m)))
+        ax.set_title(f"Text: full {mean(bits(runs, FULL)):.2f} bits, best of the others {lead}: {loss:.2f}")
 
 
 CLAIM = Claim(

@@ -20,6 +20,7 @@ from .bases import seed_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, point
 from .measures import deviation, mean, of
+from .methods import LoRA
 from .planted import fit
 from .rules import at_least
 
@@ -38,9 +39,7 @@ def configurations(settings: Settings) -> list[Configuration]:
             {
                 "base": [world, s],
                 "runs": [
-                    adaptation(
-                        world, s, TASKS[world], f"lora q,v {r}", init_std=INIT_STD, seed=seed, steps=steps[world]
-                    )
+                    adaptation(world, s, TASKS[world], LoRA("q,v", r), init_std=INIT_STD, seed=seed, steps=steps[world])
                     for r, seed in ((SMALL, seed_of(s)), (LARGE, seed_of(s)), (LARGE, seed_of(s) + 1000))
                 ],
             }

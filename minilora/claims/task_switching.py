@@ -26,6 +26,7 @@ from .bases import adapt, load_base, seed_of, string_draw
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE
 from .measures import deviation, mean, of
+from .methods import LoRA
 from .rules import always_true
 from .stopwatch import seconds_of
 
@@ -36,7 +37,7 @@ PAPER = {"base": 350e9, "adapter": 35e6}  # bytes, GPT-3 in float16 (footnote 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    lr, steps = rate("strings", f"lora q,v {R}"), STEPS // 2 if settings.quick else STEPS
+    lr, steps = rate("strings", LoRA("q,v", R)), STEPS // 2 if settings.quick else STEPS
     return [{"base": ["strings", s], "lr": lr, "steps": steps} for s in settings.bases]
 
 

@@ -16,18 +16,20 @@ from .. import __version__
 from ..interop.files import write_text
 from .adaptation import RATES_FILE, adaptation
 from .claim import Configuration, Result
+from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Prefix, Prompt, Subspace
 
 BASE, EVALUATION_SEED = 100, 2**30
 GRID = tuple(2e-3 * 2**k for k in range(9))
 TASKS = {"strings": ("pairs", "revupper"), "text": ("code",)}
 _EVERYWHERE = (
-    "full", "last-block", "bitfit", "prompt 8", "prefix 8", "adapter-h 4", "adapter-h 16", "adapter-l 16",
-    "lora q 8", "lora k 8", "lora v 8", "lora o 8", "lora q,k 4", "lora q,v 4", "lora q,k,v,o 2", "lora in 3",
-    "lora q,v 1", "lora q,v 8", "lora q,v 32", "lora q,v 64",
+    FULL, LAST_BLOCK, BITFIT, Prompt(8), Prefix(8), Adapter("h", 4), Adapter("h", 16), Adapter("l", 16),
+    *(LoRA(one, 8) for one in "qkvo"), LoRA("q,k", 4), LoRA("q,v", 4), LoRA("q,k,v,o", 2), LoRA("in", 3),
+    *(LoRA("q,v", r) for r in (1, 8, 32, 64)),
 )  # fmt: skip
+_ON_STRINGS = (Prefix(2), LoRA("q,v", 2), LoRA("q,v", 16), *(Subspace(4**k) for k in range(3, 8)))
 METHODS = {
-    "strings": (*_EVERYWHERE, "prefix 2", "lora q,v 2", "lora q,v 16", *(f"subspace {4**k}" for k in range(3, 8))),
-    "text": (*_EVERYWHERE, "lora all 16"),
+    "strings": [method.name for method in (*_EVERYWHERE, *_ON_STRINGS)],
+    "text": [method.name for method in (*_EVERYWHERE, LoRA("all", 16))],
 }
 
 

@@ -16,17 +16,18 @@ from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, point
 from .measures import deviation, each, mean, of
+from .methods import LoRA
 from .rules import at_least
 
 CHOICES = {  # what is adapted -> method, and the paper's WikiSQL accuracy at 18M (±0.5)
-    "q": ("lora q 8", 70.4),
-    "k": ("lora k 8", 70.0),
-    "v": ("lora v 8", 73.0),
-    "o": ("lora o 8", 73.2),
-    "q, k": ("lora q,k 4", 71.4),
-    "q, v": ("lora q,v 4", 73.7),
-    "q, k, v, o": ("lora q,k,v,o 2", 73.7),
-    "MLP in": ("lora in 3", None),
+    "q": (LoRA("q", 8), 70.4),
+    "k": (LoRA("k", 8), 70.0),
+    "v": (LoRA("v", 8), 73.0),
+    "o": (LoRA("o", 8), 73.2),
+    "q, k": (LoRA("q,k", 4), 71.4),
+    "q, v": (LoRA("q,v", 4), 73.7),
+    "q, k, v, o": (LoRA("q,k,v,o", 2), 73.7),
+    "MLP in": (LoRA("in", 3), None),
 }
 TASKS = {"pairs": "where to read", "prev": "what to write", "revupper": "both"}
 ALONE = ("q", "k", "v", "o")
