@@ -6,7 +6,6 @@ from . import (
     adaptation,
     alpha_learning_rate,
     amplification,
-    budget,
     init_scaling,
     intrinsic_dimension,
     intrinsic_rank,
@@ -16,30 +15,18 @@ from . import (
     rivals,
     subspaces,
     task_switching,
+    training_cost,
     which_matrices,
     zero_init,
 )
 from .claim import Claim, Configuration, Experiment
 
-CLAIMS: tuple[Claim, ...] = tuple(
-    module.CLAIM
-    for module in (
-        zero_init,
-        alpha_learning_rate,
-        init_scaling,
-        rank,
-        which_matrices,
-        rivals,
-        latency,
-        budget,
-        task_switching,
-        low_data,
-        intrinsic_dimension,
-        intrinsic_rank,
-        subspaces,
-        amplification,
-    )
-)
+_FILES = (
+    zero_init, alpha_learning_rate, init_scaling, rank, which_matrices, rivals,
+    latency, training_cost, task_switching, low_data, intrinsic_dimension,
+    intrinsic_rank, subspaces, amplification,
+)  # fmt: skip
+CLAIMS: tuple[Claim, ...] = tuple(file.CLAIM for file in _FILES)
 SHARED = {adaptation.NAME: adaptation.EXPERIMENT}  # name -> experiment whose runs several claims read
 
 

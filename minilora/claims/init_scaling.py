@@ -19,7 +19,7 @@ from .alpha_learning_rate import ADAM, best_rates, trained_delta
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GREEN, ORANGE, band, grouped_points
-from .measures import deviation, each, mean, of, select
+from .measures import deviation, each, mean, of, percent, select
 from .methods import LoRA
 from .rules import always_equal, always_within, at_most
 
@@ -184,7 +184,7 @@ def key(runs: Runs) -> str:
 def measured(runs: Runs) -> str:
     steps = select(runs, part="scaling")[0][0]["steps"]
     (three,), (four,) = plus_error(runs, "3"), plus_error(runs, "4")
-    answered = ", ".join(f"{start} {100 * mean(accuracy(runs, start)):.0f} %" for start in STARTS)
+    answered = ", ".join(f"{start} {percent(accuracy(runs, start))} %" for start in STARTS)
     by_r, root = mean(drift(runs, "alpha/r")), ""
     if moved := drift(runs, "alpha/sqrt(r)"):
         lower = mean(gain(runs))

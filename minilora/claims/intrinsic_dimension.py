@@ -15,7 +15,7 @@ import numpy as np
 from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, band, point
-from .measures import deviation, each, mean, of, share
+from .measures import deviation, each, mean, of, percent, share
 from .methods import FULL, LoRA, Method, Subspace
 from .rules import at_least
 
@@ -86,12 +86,12 @@ def measured(runs: Runs) -> str:
     shares = {n: share_of_full(runs, Subspace(n)) for n in dimensions_run(runs)}
     reached, total = d90(runs), trained(runs, FULL)[0]
     lora = ", ".join(
-        f"{trained(runs, m)[0]:,.0f} (r = {m.size}): {100 * mean(share_of_full(runs, m)):.0f}"
+        f"{trained(runs, m)[0]:,.0f} (r = {m.size}): {percent(share_of_full(runs, m))}"
         for m in methods_run(runs, LORAS)
     )
     return (
         f"random subspace of n directions, share of full fine-tuning after {trained_for(runs, 'strings')} steps (%): "
-        f"{', '.join(f'{n:,}: {100 * mean(s):.0f}' for n, s in shares.items())}; d₉₀ "
+        f"{', '.join(f'{n:,}: {percent(s)}' for n, s in shares.items())}; d₉₀ "
         f"{'is not reached' if reached is None else f'≤ {reached:,}'} of {total:,.0f}; LoRA at its parameters {lora}"
     )
 

@@ -19,7 +19,7 @@ from .adaptation import adaptation, held_out, learn, quality, steps_of
 from .bases import load_base
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
-from .measures import deviation, mean, of
+from .measures import deviation, mean, of, percent
 from .methods import FULL, LoRA
 from .rules import at_least
 
@@ -111,13 +111,13 @@ PARTS = (
 
 def key(runs: Runs) -> str:
     on_text = remains(runs, "text", SMALL)
-    text = f", of text's {100 * mean(on_text):.0f} %" if on_text else ""
-    return f"rank {SMALL} of 64 keeps {100 * mean(remains(runs, 'strings', SMALL)):.0f} %{text}"
+    text = f", of text's {percent(on_text)} %" if on_text else ""
+    return f"rank {SMALL} of 64 keeps {percent(remains(runs, 'strings', SMALL))} %{text}"
 
 
 def measured(runs: Runs) -> str:
     def shares(world: str, cuts: tuple[int, ...]) -> str:
-        return ", ".join(f"{k}: {100 * mean(remains(runs, world, k)):.0f}" for k in cuts)
+        return ", ".join(f"{k}: {percent(remains(runs, world, k))}" for k in cuts)
 
     said = (
         "share of full fine-tuning that remains when every ΔW is cut to rank k (%): strings "
@@ -125,7 +125,7 @@ def measured(runs: Runs) -> str:
     )
     if remains(runs, "text", SMALL):
         said += f"; text {shares('text', (1, 4, 8, 16))}"
-    return f"{said}; LoRA on q, v at r = {SMALL} answers {100 * mean(answered(runs, SMALL)):.0f} %"
+    return f"{said}; LoRA on q, v at r = {SMALL} answers {percent(answered(runs, SMALL))} %"
 
 
 def spread(runs: Runs) -> str:
@@ -156,7 +156,7 @@ def draw(runs: Runs, figure: Any) -> None:
     right.axhline(100, color=GRAY, linewidth=1, linestyle=":")
     right.set_xticks(x, [str(k) for k in CUTS])
     right.set(xlabel="rank k that every ΔW is cut to", ylabel="remains of full fine-tuning (%)", ylim=(-8, 108))
-    keeps = [f"{100 * mean(remains(runs, world, SMALL)):.0f} % on {world}" for world in half]
+    keeps = [f"{percent(remains(runs, world, SMALL))} % on {world}" for world in half]
     right.set_title(f"k = {SMALL} keeps {', '.join(keeps)}")
     for ax in (left, right):
         ax.legend(loc="lower right", fontsize=8)

@@ -21,7 +21,7 @@ from .adaptation import STEPS, adaptation, held_out, quality, rate, steps_of
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
-from .measures import deviation, each, mean, of, select
+from .measures import deviation, each, mean, of, percent, select
 from .methods import FULL, LoRA, Method, named
 from .planted import fit
 from .rules import at_least
@@ -191,7 +191,7 @@ def measured(runs: Runs) -> str:
         f"{', '.join(map(str, few))} examples: {', '.join(f'{100 * mean(gap(runs, n)):+.0f}' for n in few)} %"
     )
     if forgotten := {m: mean(values) for m in FORGETTING if (values := english_at_equal_code(runs, m))}:
-        kept = [f"{m} {100 * mean(still_known(runs, m)):.0f}" for m in BOTH]
+        kept = [f"{m} {percent(still_known(runs, m))}" for m in BOTH]
         said += (
             f"; forgetting, not claimed: English at equal code loss "
             f"{', '.join(f'{m} {v:.2f}' for m, v in forgotten.items())} bits; old string tasks afterwards: "

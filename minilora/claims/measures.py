@@ -22,6 +22,11 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((v - center) ** 2 for v in values) / (len(values) - 1))
 
 
+def percent(shares: Sequence[float]) -> str:
+    """The mean of shares of 1, as a whole number of per cent."""
+    return f"{100 * mean(shares):.0f}"
+
+
 def standard_error(values: Sequence[float]) -> float:
     return deviation(values) / math.sqrt(len(values))
 

@@ -18,7 +18,7 @@ from ..tasks import planted
 from .adaptation import adaptation, quality, steps_of, trained_for
 from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band
-from .measures import deviation, each, mean, of, select, share
+from .measures import deviation, each, mean, of, percent, select, share
 from .methods import FULL, LoRA, Method
 from .planted import fit
 from .rules import always_within, at_least
@@ -144,7 +144,7 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    text = f", text {100 * mean(closed):.0f} %" if (closed := gap_closed(runs, _method(SMALL))) else ""
+    text = f", text {percent(closed)} %" if (closed := gap_closed(runs, _method(SMALL))) else ""
     return f"r = {SMALL} reaches {100 * mean(share_of_full(runs)):.3g} % of full{text}"
 
 
@@ -152,11 +152,11 @@ def measured(runs: Runs) -> str:
     first, small, full = (string_accuracies(runs, m) for m in (_method(1), _method(SMALL), FULL))
     said = [
         f"planted: {'on' if ON_FLOOR.measured(runs).verdict == HOLDS else 'not on'} the Eckart–Young floor",
-        f"strings: r = 1 answers {100 * mean(first):.0f} %, r = {SMALL} {100 * mean(small):.0f} %, full "
-        f"{100 * mean(full):.0f} % after {trained_for(runs, 'strings')} steps",
+        f"strings: r = 1 answers {percent(first)} %, r = {SMALL} {percent(small)} %, full "
+        f"{percent(full)} % after {trained_for(runs, 'strings')} steps",
     ]
     if gap_closed(runs, _method(SMALL)):
-        closed = ", ".join(f"{100 * mean(gap_closed(runs, _method(r))):.0f}" for r in TEXT_RANKS)
+        closed = ", ".join(f"{percent(gap_closed(runs, _method(r)))}" for r in TEXT_RANKS)
         steps = trained_for(runs, "text")
         said.append(f"text: r = 1, 8, 64 close {closed} % of the gap after {steps}")
     return "; ".join(said)
@@ -195,7 +195,7 @@ def draw(runs: Runs, figure: Any) -> None:
     middle.axvline(32, color=GRAY, linewidth=1, linestyle=":")
     middle.annotate("r > d/2: larger\nthan the matrix", (34, 45), fontsize=8, color=GRAY)
     middle.set(xscale="log", ylabel="answered exactly (%)", ylim=(0, 104))
-    middle.set_title(f"Strings: r = {SMALL} reaches {100 * mean(share_of_full(runs)):.0f} % of full")
+    middle.set_title(f"Strings: r = {SMALL} reaches {percent(share_of_full(runs))} % of full")
     of_d = middle.secondary_xaxis("top", functions=(lambda r: r / 64, lambda part: part * 64))
     of_d.set_xlabel("r / d")
     of_d.set_xticks([1 / 64, 1 / 16, 1 / 4, 1], ["1/64", "1/16", "1/4", "1"])
@@ -207,7 +207,7 @@ def draw(runs: Runs, figure: Any) -> None:
         ax.plot([16], [100 * mean(gap_closed(runs, WIDE))], "s", color=ORANGE, label="LoRA on every Linear, r = 16")
         ax.axhline(100, color=GRAY, linestyle="--", label="full fine-tuning")
         ax.set(xscale="log", ylabel="share of the gap closed (%)", ylim=(0, 148))
-        ax.set_title(f"Text: r = {SMALL} closes {100 * mean(gap_closed(runs, _method(SMALL))):.0f} % of the gap")
+        ax.set_title(f"Text: r = {SMALL} closes {percent(gap_closed(runs, _method(SMALL)))} % of the gap")
     ticks_and_places = ((PLANTED_RANKS, "center right"), (STRING_RANKS, "lower right"), ((1, 4, 16, 64), "upper left"))
     for ax, (ticks, place) in zip((left, middle, *right), ticks_and_places, strict=False):
         ax.set_xlabel("rank r")

@@ -12,7 +12,7 @@ from typing import Any
 from .adaptation import EXPERIMENT, STEPS, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, point
-from .measures import deviation, each, mean, of, share
+from .measures import deviation, each, mean, of, percent, share
 from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt
 from .rules import at_least
 
@@ -108,8 +108,8 @@ def key(runs: Runs) -> str:
 
 def measured(runs: Runs) -> str:
     methods = (FULL, LORA, *rivals_run(runs))
-    shown = ", ".join(f"{m} {100 * mean(accuracy(runs, m)):.0f}" for m in methods)
-    longer = ", ".join(f"{m} {100 * mean(a):.0f}" for m in LONGER if (a := accuracy(runs, m, LONG)))
+    shown = ", ".join(f"{m} {percent(accuracy(runs, m))}" for m in methods)
+    longer = ", ".join(f"{m} {percent(a)}" for m in LONGER if (a := accuracy(runs, m, LONG)))
     on_text = sorted((mean(b), m.name) for m in (*ON_TEXT, LORA) if (b := bits(runs, m)))
     said = f"strings after {trained_for(runs, 'strings')} steps (%): {shown}" + (
         f"; after {LONG:,}: {longer}" if longer else ""
@@ -181,8 +181,8 @@ def draw(runs: Runs, figure: Any) -> None:
     strings.set(ylabel="answered exactly (%), range over bases", ylim=(-4, 104))
     best = max(rivals_run(runs), key=lambda m: mean(accuracy(runs, m)))
     strings.set_title(
-        f"Strings: LoRA q,v r = 4 {100 * mean(accuracy(runs, LORA)):.0f} %, "
-        f"best rival {best} {100 * mean(accuracy(runs, best)):.0f} %"
+        f"Strings: LoRA q,v r = 4 {percent(accuracy(runs, LORA))} %, "
+        f"best rival {best} {percent(accuracy(runs, best))} %"
     )
     figure.legend(*strings.get_legend_handles_labels(), loc="outside lower center", ncols=5 if text else 3, fontsize=9)
     for ax in others:

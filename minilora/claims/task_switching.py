@@ -25,7 +25,7 @@ from .adaptation import held_out, rate
 from .bases import adapt, load_base, seed_of, string_draw
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE
-from .measures import deviation, mean, of
+from .measures import deviation, mean, of, percent
 from .methods import LoRA
 from .rules import always_true
 from .stopwatch import seconds_of
@@ -160,8 +160,8 @@ def measured(runs: Runs) -> str:
         f"{'base and adapters come back bit for bit' if exact else 'something was left behind'}; swapping reads "
         f"{result['adapter_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'swap_ms')):.1f} ms, reloading a full model "
         f"{result['base_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'reload_ms')):.1f} ms; after {steps} steps an "
-        f"adapter answers its task {100 * mean(answered(runs, 'own')):.0f} %, the other "
-        f"{100 * mean(answered(runs, 'other')):.0f} %; storage for tasks {sizes} (the paper's sizes give "
+        f"adapter answers its task {percent(answered(runs, 'own'))} %, the other "
+        f"{percent(answered(runs, 'other'))} %; storage for tasks {sizes} (the paper's sizes give "
         f"{together / 1e9:.1f} GB and {apart / 1e12:.0f} TB for 100)"
     )
 

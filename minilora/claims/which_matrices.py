@@ -15,7 +15,7 @@ import numpy as np
 from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, point
-from .measures import deviation, each, mean, of
+from .measures import deviation, each, mean, of, percent
 from .methods import LoRA
 from .rules import at_least
 
@@ -110,7 +110,7 @@ def best_alone(runs: Runs) -> str:
 
 def key(runs: Runs) -> str:
     both, best = accuracy(runs, "q, v"), best_alone(runs)
-    said = f"q, v {100 * mean(both):.0f} %, {best} {100 * mean(accuracy(runs, best)):.0f} %"
+    said = f"q, v {percent(both)} %, {best} {percent(accuracy(runs, best))} %"
     if leads := {choice: mean(lead) for choice in ALONE if (lead := lead_on_text(runs, choice))}:
         closest = min(leads, key=lambda choice: leads[choice])
         said += f"; text{' too,' if leads[closest] > 0 else f': {closest}'} by {abs(leads[closest]):.2f} bits"

@@ -11,8 +11,8 @@ from minilora import budget
 from minilora import functional as F
 from minilora.baselines import PromptTuned, add_adapters, add_prefix, bitfit
 from minilora.budget import PRESETS, shape_of
-from minilora.claims import budget as claim
 from minilora.claims import paper_figures as paper
+from minilora.claims import training_cost as claim
 from minilora.claims.claim import FAILS, HOLDS, NOISE, Settings
 from minilora.claims.figures import save_figure
 from minilora.claims.paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure
