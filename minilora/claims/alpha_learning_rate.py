@@ -24,7 +24,7 @@ from ..optim import SGD, Adam, Optimizer, linear_schedule
 from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .measures import deviation, mean, of, select
+from .measures import deviation, mean, of, relative, select
 from .rules import always_equal, always_within
 
 TASK, R = "revupper", 8
@@ -88,8 +88,7 @@ def _identities() -> Result:
         for s in (3.0, 4.0):
             wanted = trained_delta(kind, s, None)
             for name, multiples in forms.items():
-                got = trained_delta(kind, s, multiples(s))
-                result[f"{kind} | {name} | {s:g}"] = float(np.abs(got - wanted).max() / np.abs(wanted).max())
+                result[f"{kind} | {name} | {s:g}"] = relative(trained_delta(kind, s, multiples(s)), wanted)
     return result
 
 

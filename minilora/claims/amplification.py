@@ -16,7 +16,7 @@ from ..analysis import amplification
 from ..lora import lora_layers
 from .adaptation import STEPS, adaptation, learn, steps_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points
+from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points, panels, ticks
 from .measures import deviation, mean, of
 from .methods import LoRA, named
 from .rules import at_least
@@ -114,8 +114,7 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     worlds = worlds_run(runs)
-    figure.set_size_inches(12.5, 4.4)
-    left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
+    left, right = panels(figure, 2, 12.5, 4.4, (1.6, 1))
     groups = [(world, kind, r) for world in worlds for kind in KINDS for r in RANKS]
     series = {
         label: [values(runs, world, r, lambda row, k=k: row[k] / row["expected"], (kind,)) for world, kind, r in groups]
@@ -129,8 +128,7 @@ def draw(runs: Runs, figure: Any) -> None:
         for fn in (over_random, lambda row: row["own"] / row["expected"])
     )
     left.set_title(f"At r = {RANKS[0]}, ΔW's directions: {ratio:.1f} times random; W's own: {own:.1f} times")
-    left.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
-    left.minorticks_off()
+    ticks(left, y=(1, 2, 5, 10))
     left.legend(fontsize=8, ncols=3)
     colors = {"text": BLUE, "strings": GREEN}
     for world in worlds:
@@ -140,9 +138,7 @@ def draw(runs: Runs, figure: Any) -> None:
     paper = [n / c for n, c in zip(PAPER["delta_norm"], PAPER["change"], strict=True)]
     right.plot((4, 64), paper, "x--", color=GRAY, label="paper, q of layer 48")
     right.set(xscale="log", yscale="log", xlabel="rank r", ylabel="factor ‖ΔW‖/‖UᵀWVᵀ‖")
-    right.set_xticks([4, 32, 64], ["4", "32", "64"])
-    right.set_yticks([2, 5, 10, 20], ["2", "5", "10", "20"])
-    right.minorticks_off()
+    ticks(right, (4, 32, 64), (2, 5, 10, 20))
     falls = all(
         mean(values(runs, world, RANKS[1], lambda row: row["factor"]))
         < mean(values(runs, world, RANKS[0], lambda row: row["factor"]))

@@ -15,10 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .bases import SHIPPED
-from .measures import deviation, mean, standard_error
+from .measures import deviation, mean, quartiles_of, standard_error
 
 HOLDS = "holds"
 FAILS = "does not hold at this scale"
@@ -112,7 +110,7 @@ class Measurement:
         None is what is no finite number: a share of full fine-tuning where that answered nothing.
         """
         part, values = self.part, self.values
-        quartiles = np.quantile(values, (0.25, 0.5, 0.75)).tolist() if part.world == "time" else None
+        quartiles = list(quartiles_of(values)) if part.world == "time" else None
         margin = 2 * standard_error(values)
         interval = [_finite(mean(values) - margin), _finite(mean(values) + margin)] if len(values) > 1 else None
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,21 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
+def panels(figure: Any, count: int, width: float, height: float, ratios: Any = None) -> list[Any]:
+    """So many panels beside each other, on a figure of that size."""
+    figure.set_size_inches(width, height)
+    return list(figure.subplots(1, count, squeeze=False, width_ratios=ratios)[0])
+
+
+def ticks(axes: Any, x: Sequence[float] = (), y: Sequence[float] = ()) -> None:
+    """At these numbers and nowhere else, written as numbers on a logarithmic axis too."""
+    if len(x):
+        axes.set_xticks(x, [f"{number:g}" for number in x])
+    if len(y):
+        axes.set_yticks(y, [f"{number:g}" for number in y])
+    axes.minorticks_off()
+
+
 def band(axes: Any, x: Any, values: Any, color: str, label: str, **style: Any) -> None:
     """The mean over the rows of `values` (seeds, points) as a line, their range as a band."""
     values = np.asarray(values)
@@ -111,3 +126,9 @@ def point(axes: Any, x: float, values: Any, color: str, marker: str, label: str 
     center = float(np.mean(values))
     spread = [[center - min(values)], [max(values) - center]]
     axes.errorbar([x], [center], yerr=spread, color=color, marker=marker, label=label, capsize=2, linewidth=1.2)
+
+
+def quartiles(axes: Any, x: float, values: tuple[float, float, float], color: str, **style: Any) -> None:
+    """A median with the quartiles beside it as a bar."""
+    low, middle, high = values
+    axes.errorbar([x], [middle], yerr=[[middle - low], [high - middle]], fmt="o", color=color, **style)

@@ -18,8 +18,8 @@ from .adaptation import held_out, rate, steps_of
 from .alpha_learning_rate import ADAM, best_rates, trained_delta
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GREEN, ORANGE, band, grouped_points
-from .measures import deviation, each, mean, of, percent, select
+from .figures import BLUE, GREEN, ORANGE, band, grouped_points, panels
+from .measures import deviation, each, mean, of, percent, relative, select
 from .methods import LoRA
 from .rules import always_equal, always_within, at_most
 
@@ -79,8 +79,7 @@ def run(configuration: Configuration) -> Result:
 
 def _plus(s: float) -> float:
     """How far α·s is from LoRA+ with ratio s, as a share of the largest entry of ΔW, after 60 steps of Adam."""
-    wanted, got = trained_delta("adam", s, None), trained_delta("adam", s, ADAM[PLUS](s))
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    return relative(trained_delta("adam", s, ADAM[PLUS](s)), trained_delta("adam", s, None))
 
 
 # ---- what it came to ---------------------------------------------------------------------------------
@@ -203,8 +202,8 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     scalings = scalings_run(runs)
-    figure.set_size_inches(4.5 + 4 * len(scalings), 4.2)
-    start, *sweeps = figure.subplots(1, 1 + len(scalings), width_ratios=(0.8, *[1] * len(scalings)))
+    count = len(scalings)
+    start, *sweeps = panels(figure, 1 + count, 4.5 + 4 * count, 4.2, (0.8, *[1] * count))
     grouped_points(start, list(STARTS), {"": [[100 * a for a in accuracy(runs, s)] for s in STARTS]}, (BLUE,))
     start.set_xticks(range(3), ["A Gaussian\nB zero", "A Kaiming\nB zero", "A zero\nB Gaussian"])
     start.set(ylabel="answered exactly (%)", ylim=(0, 104))

@@ -18,7 +18,7 @@ from ..training import evaluate, evaluate_exact_match
 from .adaptation import adaptation, held_out, learn, quality, steps_of
 from .bases import load_base
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band
+from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band, panels, ticks
 from .measures import deviation, mean, of, percent
 from .methods import FULL, LoRA
 from .rules import at_least
@@ -135,8 +135,7 @@ def spread(runs: Runs) -> str:
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    figure.set_size_inches(12.5, 4.2)
-    left, right = figure.subplots(1, 2)
+    left, right = panels(figure, 2, 12.5, 4.2)
     half = {}
     for world, color in (("strings", BLUE), ("text", ORANGE)):
         if energies := [r["energy"] for c, r in runs if "energy" in r and c["base"][0] == world]:
@@ -160,8 +159,7 @@ def draw(runs: Runs, figure: Any) -> None:
     right.set_title(f"k = {SMALL} keeps {', '.join(keeps)}")
     for ax in (left, right):
         ax.legend(loc="lower right", fontsize=8)
-    left.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
-    left.minorticks_off()
+    ticks(left, CUTS[1:])
 
 
 CLAIM = Claim(

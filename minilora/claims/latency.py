@@ -20,8 +20,8 @@ from ..lora import LoRAConfig, add_lora, merge_lora
 from ..nn import Module
 from .adaptation import adaptation, quality, rate
 from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band
-from .measures import deviation, each, mean, of, select
+from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band, panels, quartiles
+from .measures import deviation, each, mean, of, quartiles_of, select
 from .methods import Adapter, LoRA, Method, Prefix
 from .rules import always_above
 from .stopwatch import repeats_for, seconds_of
@@ -109,8 +109,7 @@ def shapes_run(runs: Runs) -> list[tuple[int, int]]:
 
 def ratios(runs: Runs, B: int, T: int, variant: str) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile of a variant's time over the base's in the same round."""
-    low, middle, high = np.quantile(of_rounds(runs, B, T, variant), (0.25, 0.5, 0.75))
-    return float(low), float(middle), float(high)
+    return quartiles_of(of_rounds(runs, B, T, variant))
 
 
 def over_the_base_itself(runs: Runs, variant: str, quartile: int) -> list[float]:
@@ -201,17 +200,13 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     present = prefixes_run(runs)
-    figure.set_size_inches(12.5 if present else 8.0, 4.4)
-    left, *others = figure.subplots(1, 2, width_ratios=(1.8, 1)) if present else [figure.subplots()]
+    left, *others = panels(figure, 2, 12.5, 4.4, (1.8, 1)) if present else panels(figure, 1, 8.0, 4.4)
     colors = (GRAY, BLUE, SKY, GREEN, RED, PURPLE)
     for number, (variant, color) in enumerate(zip(VARIANTS, colors, strict=True)):
         for place, shape in enumerate(shapes_run(runs)):
             low, middle, high = (100 * (x - 1) for x in ratios(runs, *shape, variant))
-            x = place + (number - 2.5) * 0.12
-            label = variant if place == 0 else None
-            left.errorbar(
-                [x], [middle], [[middle - low], [high - middle]], fmt="o", color=color, capsize=2, label=label
-            )
+            x, label = place + (number - 2.5) * 0.12, variant if place == 0 else None
+            quartiles(left, x, (low, middle, high), color, capsize=2, label=label)
     for place, (_, lin, houlsby) in enumerate(SHAPES[shape] for shape in shapes_run(runs)):
         for number, value in ((3, lin), (4, houlsby)):
             label = "paper, GPT-2 M on a GPU" if (place, number) == (0, 3) else None

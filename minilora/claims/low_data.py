@@ -20,7 +20,7 @@ from ..training import evaluate, evaluate_exact_match
 from .adaptation import STEPS, adaptation, held_out, quality, rate, steps_of
 from .bases import adapt, load_base, seed_of, string_draw, text_draw
 from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, band
+from .figures import BLUE, GRAY, GREEN, ORANGE, band, panels, ticks
 from .measures import deviation, each, mean, of, percent, select
 from .methods import FULL, LoRA, Method, named
 from .planted import fit
@@ -209,8 +209,7 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     forgetting = english_at_equal_code(runs, SMALL)
-    figure.set_size_inches(12.5 if forgetting else 8.6, 4.2)
-    left, middle, *right = figure.subplots(1, 3 if forgetting else 2)
+    left, middle, *right = panels(figure, 3, 12.5, 4.2) if forgetting else panels(figure, 2, 8.6, 4.2)
     planted_ranks = [r for r in RANKS if excess(runs, r)]
     band(left, planted_ranks, np.array([excess(runs, r) for r in planted_ranks]).T, BLUE, "LoRA", marker="o")
     full = mean(excess(runs, "full"))
@@ -218,16 +217,13 @@ def draw(runs: Runs, figure: Any) -> None:
     ranks = np.linspace(1, D, 100)
     left.plot(ranks, full * ranks * (2 * D - ranks) / D**2, ":", color=ORANGE, label="full × r(2d − r)/d²")
     left.set(xscale="log", yscale="log", xlabel="rank r (planted: 2)", ylabel="excess error ‖W − W*‖²")
-    left.set_xticks(RANKS, [str(r) for r in RANKS])
-    left.set_yticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
-    left.minorticks_off()
+    ticks(left, RANKS, (0.03, 0.1, 0.3))
     left.set_title(f"Planted: r = {RANK} errs {full / mean(excess(runs, RANK)):.0f} times less")
     few = examples_run(runs)
     for method, color, name in ((FULL, GRAY, "full"), (SMALL, BLUE, "LoRA q,v r = 8")):
         band(middle, few, 100 * np.array([accuracy(runs, method, n) for n in few]).T, color, name, marker="o")
     middle.set(xscale="log", xlabel="examples", ylabel="answered exactly (%)", ylim=(-4, 104))
-    middle.set_xticks(few, [str(n) for n in few])
-    middle.minorticks_off()
+    ticks(middle, few)
     middle.set_title(f"Strings: LoRA {100 * mean([v for n in few for v in gap(runs, n)]):+.0f} points against full")
     for ax in right:
         _draw_forgetting(runs, ax)

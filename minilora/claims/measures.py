@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .claim import Configuration, Result, Runs
 
@@ -31,9 +33,20 @@ def standard_error(values: Sequence[float]) -> float:
     return deviation(values) / math.sqrt(len(values))
 
 
+def quartiles_of(rounds: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile."""
+    low, middle, high = np.quantile(rounds, (0.25, 0.5, 0.75)).tolist()
+    return low, middle, high
+
+
 def share(part: float, whole: float) -> float:
     """Of a whole that may be 0, of which no share is a number."""
     return part / whole if whole else math.nan
+
+
+def relative(found: Any, wanted: Any) -> float:
+    """The largest difference of two arrays, as a share of the largest entry wanted."""
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def each(fn: Callable[..., float], *values: Sequence[float]) -> list[float]:

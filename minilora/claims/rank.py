@@ -17,7 +17,7 @@ from ..optim import SGD
 from ..tasks import planted
 from .adaptation import adaptation, quality, steps_of, trained_for
 from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, band
+from .figures import BLUE, GRAY, GREEN, ORANGE, band, panels, ticks
 from .measures import deviation, each, mean, of, percent, select, share
 from .methods import FULL, LoRA, Method
 from .planted import fit
@@ -171,8 +171,7 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     text = gap_closed(runs, FULL)
-    figure.set_size_inches(12.5 if text else 8.6, 4.2)
-    left, middle, *right = figure.subplots(1, 3 if text else 2)
+    left, middle, *right = panels(figure, 3, 12.5, 4.2) if text else panels(figure, 2, 8.6, 4.2)
     ranks = sorted({c["r"] for c, _ in select(runs, world="planted")})
     losses = np.array([[r["loss"] for _, r in select(runs, world="planted", r=rank)] for rank in ranks]).T
     band(left, ranks, np.maximum(losses, 1e-26), BLUE, "LoRA", marker="o")
@@ -209,10 +208,9 @@ def draw(runs: Runs, figure: Any) -> None:
         ax.set(xscale="log", ylabel="share of the gap closed (%)", ylim=(0, 148))
         ax.set_title(f"Text: r = {SMALL} closes {percent(gap_closed(runs, _method(SMALL)))} % of the gap")
     ticks_and_places = ((PLANTED_RANKS, "center right"), (STRING_RANKS, "lower right"), ((1, 4, 16, 64), "upper left"))
-    for ax, (ticks, place) in zip((left, middle, *right), ticks_and_places, strict=False):
+    for ax, (shown, place) in zip((left, middle, *right), ticks_and_places, strict=False):
         ax.set_xlabel("rank r")
-        ax.set_xticks(ticks, [str(t) for t in ticks])
-        ax.minorticks_off()
+        ticks(ax, shown)
         ax.legend(loc=place)
 
 

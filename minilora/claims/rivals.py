@@ -11,7 +11,7 @@ from typing import Any
 
 from .adaptation import EXPERIMENT, STEPS, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, point
+from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, panels, point
 from .measures import deviation, each, mean, of, percent, share
 from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt
 from .rules import at_least
@@ -147,8 +147,7 @@ _NAMES = {  # with the paper's WikiSQL accuracy on GPT-3, where it has one
 
 def draw(runs: Runs, figure: Any) -> None:
     text = bool(bits(runs, LORA))
-    figure.set_size_inches(12.5 if text else 7.5, 5.0)
-    strings, *others = figure.subplots(1, 2) if text else [figure.subplots()]
+    strings, *others = panels(figure, 2, 12.5, 5.0) if text else panels(figure, 1, 7.5, 5.0)
     for ax, world, measure, unit, methods in zip(
         (strings, *others),
         ("strings", "text"),

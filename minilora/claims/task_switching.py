@@ -24,7 +24,7 @@ from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
 from .bases import adapt, load_base, seed_of, string_draw
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE
+from .figures import BLUE, GRAY, GREEN, ORANGE, ticks
 from .measures import deviation, mean, of, percent
 from .methods import LoRA
 from .rules import always_true
@@ -100,8 +100,8 @@ def _median(call: Callable[[int], Any], repeats: int = 11) -> float:
     return 1e3 * float(np.median([seconds_of(partial(call, i)) for i in range(repeats)]))
 
 
-def storage(base: float, adapter: float, tasks: int) -> tuple[float, float]:
-    """Bytes for so many tasks: one base and their adapters, and a full model for each."""
+def storage(base: float, adapter: float, tasks: Any) -> tuple[Any, Any]:
+    """Bytes for so many tasks, one number or several: one base and their adapters, and a full model for each."""
     return base + tasks * adapter, tasks * base
 
 
@@ -179,16 +179,12 @@ def draw(runs: Runs, figure: Any) -> None:
         ((results[0]["base_bytes"], results[0]["adapter_bytes"]), BLUE, "here"),
         ((PAPER["base"], PAPER["adapter"]), ORANGE, "GPT-3, from the paper's sizes"),
     ):
-        left.plot(
-            counts, [storage(base, adapter, n)[1] for n in counts], "--", color=color, label=f"{name}: full models"
-        )
-        left.plot(
-            counts, [storage(base, adapter, n)[0] for n in counts], "-", color=color, label=f"{name}: base + LoRA"
-        )
+        together, apart = storage(base, adapter, counts)
+        left.plot(counts, apart, "--", color=color, label=f"{name}: full models")
+        left.plot(counts, together, "-", color=color, label=f"{name}: base + LoRA")
     left.plot([100], [354e9], "x", color="black", label="paper: 354 GB")
     left.set(xscale="log", yscale="log", xlabel="tasks", ylabel="storage (bytes)")
-    left.set_xticks(COUNTS, [str(n) for n in COUNTS])
-    left.minorticks_off()
+    ticks(left, COUNTS)
     ratio = storage(results[0]["base_bytes"], results[0]["adapter_bytes"], 100)
     left.set_title(f"100 tasks: {ratio[1] / ratio[0]:.0f} times less than full models")
     left.legend(fontsize=8)

@@ -27,8 +27,8 @@ from ..lora import LoRAConfig, add_lora
 from ..nn import Module
 from ..optim import Adam
 from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, SKY
-from .measures import of, select
+from .figures import BLUE, GRAY, GREEN, ORANGE, SKY, quartiles
+from .measures import of, quartiles_of, select
 from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
 from .rules import always_equal
 from .stopwatch import repeats_for, seconds_of
@@ -183,8 +183,7 @@ def ratios(runs: Runs) -> dict[str, tuple[float, float, float]]:
     found = {}
     for size in STEPS:
         if rounds := of_rounds(runs, size):
-            low, middle, high = (float(q) for q in np.quantile(rounds, (0.25, 0.5, 0.75)))
-            found[_size(size)] = (low, middle, high)
+            found[_size(size)] = quartiles_of(rounds)
     return found
 
 
@@ -234,7 +233,7 @@ def counted(runs: Runs, method: str, *names: str) -> list[float]:
 
 
 def _below_by_quartiles(values: Sequence[float], limit: float) -> str:
-    _, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    _, middle, high = quartiles_of(values)
     return FAILS if middle >= limit else HOLDS if high < limit else NOISE
 
 
@@ -380,8 +379,7 @@ def _say(axes: Any, place: float, height: float, method: str, size: str) -> None
 def _draw_steps(runs: Runs, axes: Any) -> None:
     steps = ratios(runs)
     for place, (low, middle, high) in enumerate(steps.values()):
-        spread = [[middle - low], [high - middle]]
-        axes.errorbar([place], [middle], yerr=spread, fmt="o", color=BLUE, capsize=4, markersize=7)
+        quartiles(axes, place, (low, middle, high), BLUE, capsize=4, markersize=7)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # a dashed line may pass behind
         axes.text(place, high + 0.015, f"{middle:.2f}", ha="center", va="bottom", fontsize=9, bbox=box)
     axes.axhline(1, color=GRAY, label="a full step")

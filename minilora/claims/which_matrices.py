@@ -14,7 +14,7 @@ import numpy as np
 
 from .adaptation import EXPERIMENT, adaptation, quality, steps_of, trained_for
 from .claim import Claim, Configuration, Part, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, point
+from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, grouped_points, panels, point
 from .measures import deviation, each, mean, of, percent
 from .methods import LoRA
 from .rules import at_least
@@ -139,8 +139,7 @@ def spread(runs: Runs) -> str:
 
 def draw(runs: Runs, figure: Any) -> None:
     choices, on_text = list(chosen(runs, accuracy)), chosen(runs, bits)
-    figure.set_size_inches(12.5 if on_text else 7.5, 4.4)
-    left, *right = figure.subplots(1, 2, width_ratios=(1.7, 1)) if on_text else [figure.subplots()]
+    left, *right = panels(figure, 2, 12.5, 4.4, (1.7, 1)) if on_text else panels(figure, 1, 7.5, 4.4)
     grouped_points(
         left,
         choices,

@@ -24,7 +24,7 @@ from ..training import evaluate
 from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
 from .claim import BITS, FAILS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, PURPLE, band
-from .measures import deviation, mean, of
+from .measures import deviation, mean, of, relative
 from .rules import always_above, always_equal, always_true, always_within
 
 TASK = "revupper"
@@ -134,13 +134,9 @@ def _first_steps(model: GPT, seed: int) -> Result:
     SGD(parameters, eta).step()
     first = to_numpy(layer.delta_weight())
     return {
-        "full_error": _relative(full, -eta * sum(gradients)),
-        "lora_error": _relative(first, -eta * s**2 * gradients[0] @ A0.T @ A0),
+        "full_error": relative(full, -eta * sum(gradients)),
+        "lora_error": relative(first, -eta * s**2 * gradients[0] @ A0.T @ A0),
     }
-
-
-def _relative(a: Any, b: Any) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 # ---- what it came to ---------------------------------------------------------------------------------
