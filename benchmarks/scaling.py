@@ -71,7 +71,7 @@ def measure(method: str, sizes: dict[str, int]) -> dict[str, float]:
     import minilora as ml
     from minilora import functional as F
     from minilora.budget import full_budget, lora_budget, shape_of
-    from minilora.claims.training_cost import saved_bytes
+    from minilora.claims.tape import saved_bytes
 
     D, L, T, B, r, V = (sizes[name] for name in MIDDLE)
     before = resident("VmRSS")

@@ -26,9 +26,8 @@ from .methods import Adapter, LoRA, Method, Prefix
 from .rules import always_above
 from .stopwatch import repeats_for, seconds_of
 
-SHAPES: dict[
-    tuple[int, int], tuple[str, float, float]
-] = {  # batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
+# batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
+SHAPES: dict[tuple[int, int], tuple[str, float, float]] = {
     (8, 128): ("32 x 512", 2.2, 3.0),
     (4, 64): ("16 x 256", 5.0, 8.4),
     (1, 32): ("1 x 128", 20.7, 30.3),

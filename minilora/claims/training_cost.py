@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import functional as F
-from ..autograd import Array, Node, Tensor
-from ..backend import xp
 from ..budget import PRESETS, Budget, full_budget, lora_budget, readable
 from ..gpt import GPT, GPTConfig
 from ..interop.checkpoint import save_checkpoint
 from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora
-from ..nn import Module
 from ..optim import Adam
 from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, SKY, quartiles
@@ -32,14 +29,12 @@ from .measures import of, quartiles_of, select
 from .paper_figures import AGREES, DIFFERS, EXACT, NOT_DERIVABLE, PaperFigure, paper_figures
 from .rules import always_equal
 from .stopwatch import repeats_for, seconds_of
+from .tape import saved_bytes
 
 R, TARGETS = 4, ("q_proj", "v_proj")
 BATCH, TIME = 32, 20  # tokens of the memory run, as the string tasks are learned
-STEPS: tuple[tuple[int, int, int, int], ...] = (
-    (64, 20, 64, 2),
-    (16, 64, 64, 2),
-    (32, 64, 128, 4),
-)  # batch, time, d_model, layers
+# batch, time, d_model, layers
+STEPS: tuple[tuple[int, int, int, int], ...] = ((64, 20, 64, 2), (16, 64, 64, 2), (32, 64, 128, 4))
 ROUNDS = 15
 FILE_SLACK = 4096  # bytes of headers and settings in an adapter's files
 ACTIVATIONS_WITHIN = 0.02  # of the formula, which leaves out indices and what is one number a row
@@ -101,47 +96,6 @@ def _bytes(method: str, ids: np.ndarray, targets: np.ndarray) -> dict[str, int]:
     }
 
 
-def saved_bytes(loss: Tensor, model: Module) -> int:
-    """Bytes of the arrays that the graph below a loss keeps alive, each block of memory once, parameters aside."""
-    blocks = {id(block): block for node in _nodes(loss) for array in _held(node) for block in [_block(array)]}
-    parameters = {id(_block(p.array)) for p in model.parameters()}
-    return sum(block.nbytes for key, block in blocks.items() if key not in parameters)
-
-
-def _nodes(loss: Tensor) -> Iterator[Node]:
-    """Every recorded operation below a loss, once."""
-    stack: list[Any] = [loss._node]
-    seen = set()
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Node) and node not in seen:
-            seen.add(node)
-            yield node
-            stack.extend(parent for parent, _, _ in node.steps or ())
-
-
-def _held(node: Node) -> Iterator[Array]:
-    """The arrays in the closures of a node's rules, and of functions that these call: bare, in a Tensor, or in lists
-    and tuples."""
-    stack: list[Any] = [rule for _, _, rule in node.steps or ()]
-    while stack:
-        value = stack.pop()
-        stack.extend(cell.cell_contents for cell in getattr(value, "__closure__", None) or ())
-        if isinstance(value, xp.ndarray):
-            yield value
-        elif isinstance(value, Tensor):
-            yield value.array
-        elif isinstance(value, (list, tuple)):
-            stack.extend(value)
-
-
-def _block(array: Array) -> Array:
-    """The array whose memory a view looks at."""
-    while isinstance(array.base, xp.ndarray):
-        array = array.base
-    return array
-
-
 # ---- time --------------------------------------------------------------------------------------------
 
 
@@ -192,23 +146,29 @@ def _size(size: tuple[int, int, int, int]) -> str:
     return f"{B} x {T}, d {D}, {L} layers"
 
 
-def _formulas(configuration: Configuration) -> dict[str, Budget]:
-    tiny, B, T = PRESETS["tiny"], configuration["batch"], configuration["time"]
-    return {"full": full_budget(tiny, B, T), "lora": lora_budget(tiny, R, TARGETS, B, T)}
+def _formulas(B: int, T: int, preset: str = "tiny") -> dict[str, Budget]:
+    shape = PRESETS[preset]
+    return {"full": full_budget(shape, B, T), "lora": lora_budget(shape, R, TARGETS, B, T)}
+
+
+def _of_bytes(runs: Runs) -> tuple[dict[str, Budget], Result]:
+    """What the formulas say of full fine-tuning and of LoRA, and what was measured."""
+    configuration, measured = select(runs, measure="bytes")[0]
+    return _formulas(configuration["batch"], configuration["time"]), measured
 
 
 def misses(runs: Runs) -> list[str]:
     """What was not measured as the formulas say, in words."""
-    configuration, measured = select(runs, measure="bytes")[0]
+    formulas, measured = _of_bytes(runs)
     wrong = []
-    for method, budget in _formulas(configuration).items():
+    for method, budget in formulas.items():
         found = measured[method]
         for name in ("trainable", "weights", "gradients", "adam"):
             if found[name] != getattr(budget, name):
                 wrong.append(f"{name} of {method} {found[name]:,}, not {getattr(budget, name):,}")
-        if abs(found["activations"] / budget.activations - 1) > ACTIVATIONS_WITHIN:
+        if activations_off(runs, method)[0] > ACTIVATIONS_WITHIN:
             wrong.append(f"activations of {method} {found['activations']:,}, not about {budget.activations:,}")
-    file, numbers = measured["lora"]["file"], _formulas(configuration)["lora"].checkpoint
+    file, numbers = measured["lora"]["file"], formulas["lora"].checkpoint
     if not numbers <= file <= numbers + FILE_SLACK:
         wrong.append(f"the adapter's files {file:,} bytes for {numbers:,} of numbers")
     return wrong
@@ -216,20 +176,19 @@ def misses(runs: Runs) -> list[str]:
 
 def activations_off(runs: Runs, method: str) -> list[float]:
     """How far a method's activations are from the formula's, as a share of these."""
-    configuration, measured = select(runs, measure="bytes")[0]
-    return [abs(measured[method]["activations"] / _formulas(configuration)[method].activations - 1)]
+    formulas, measured = _of_bytes(runs)
+    return [abs(measured[method]["activations"] / formulas[method].activations - 1)]
 
 
 def saved(runs: Runs) -> list[float]:
     """How much less LoRA's weights and Adam states take than full fine-tuning's, as a share of these."""
-    full, lora = (select(runs, measure="bytes")[0][1][method] for method in ("full", "lora"))
+    full, lora = (_of_bytes(runs)[1][method] for method in METHODS)
     return [1 - (lora["weights"] + lora["adam"]) / (full["weights"] + full["adam"])]
 
 
 def counted(runs: Runs, method: str, *names: str) -> list[float]:
     """Bytes of these together, or a count, of the one model that every base has in common."""
-    found = select(runs, measure="bytes")[0][1][method]
-    return [sum(found[name] for name in names)]
+    return [sum(_of_bytes(runs)[1][method][name] for name in names)]
 
 
 def _below_by_quartiles(values: Sequence[float], limit: float) -> str:
@@ -278,12 +237,12 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    full, lora = (select(runs, measure="bytes")[0][1][method] for method in METHODS)
+    full, lora = (_of_bytes(runs)[1][method] for method in METHODS)
     return f"Adam states {_both(lora, full, 'adam')}"
 
 
 def measured(runs: Runs) -> str:
-    full, lora = (select(runs, measure="bytes")[0][1][method] for method in METHODS)
+    full, lora = (_of_bytes(runs)[1][method] for method in METHODS)
     wrong, steps = misses(runs), ratios(runs)
     off = max(max(activations_off(runs, method)) for method in METHODS)
     return (
@@ -342,8 +301,8 @@ def draw(runs: Runs, figure: Any) -> None:
 
 def _draw_memory(runs: Runs, axes: Any) -> None:
     configuration, measured = select(runs, measure="bytes")[0]
-    gpt3, B, T = PRESETS["gpt3-175b"], 1, 2048
-    formulas = {"full": full_budget(gpt3, B, T), "lora": lora_budget(gpt3, R, TARGETS, B, T)}
+    B, T = 1, 2048
+    formulas = _formulas(B, T, "gpt3-175b")
     parts = {
         f"tiny, measured\n({configuration['batch']} x {configuration['time']} tokens)": measured,
         f"GPT-3, formula\n({B} x {T:,} tokens)": {m: vars(b) for m, b in formulas.items()},
