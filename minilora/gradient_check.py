@@ -129,13 +129,13 @@ def _slope(
     f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, gradient: np.ndarray, u: np.ndarray, allowed: float
 ) -> tuple[float, bool]:
     """The difference of f along u at the step that comes closest to gradient · u; whether it is within `allowed`."""
-    expected, best = float(np.sum(gradient * u)), np.inf
+    expected, best = float(np.sum(gradient * u)), np.nan
     for h in STEPS:
         with np.errstate(all="ignore"):  # a step may leave the function's domain; the NaN that follows is handled
             numeric = _difference(f, x, u, h)
         if abs(numeric - expected) <= allowed:
             return numeric, True
-        if not abs(numeric - expected) >= abs(best - expected):
+        if not np.isfinite(best) or abs(numeric - expected) < abs(best - expected):
             best = numeric
     return best, False
 
