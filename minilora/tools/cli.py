@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import NoReturn
 
 import numpy as np
 
@@ -120,8 +121,14 @@ def _choose_backend(name: str | None) -> None:
     backend_name()  # a backend that is not there is refused before any work
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """What argparse says, and where something is missing, a line that has it all."""
+        super().error(f"{message}\n{self.epilog}" if "required" in message else message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="minilora",
         description="LoRA down to the last gradient: pretrain, adapt, and check the paper's claims.",
         epilog=f"start here:\n  {program()} demo\n  {program()} COMMAND --help",

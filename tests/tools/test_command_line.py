@@ -129,7 +129,7 @@ def test_adapt_shows_three_held_out_answers_before_and_after(base, capsys):
     said = capsys.readouterr().out
     rows = [line.split() for line in said.splitlines() if re.match(r"  2[a-p]{4,8}> ", line)]
     assert len(rows) == 3 and all(right == asked[1:-1].upper() for asked, right, *_ in rows)
-    held_out = learning.fixed(learning.string_draw(("upper",), 256, held_out=True), 2)[0][0]
+    held_out = learning.fixed(learning.string_sampler(("upper",), 256, held_out=True), 2)[0][0]
     assert [asked[:-1] for asked, *_ in rows] == [ml.data.PRINTABLE.decode(ids).split(">")[0] for ids in held_out[:3]]
     assert "held out, before: " in said and "\nheld out, after:  " in said
     assert max(map(len, said.splitlines())) <= 80
@@ -314,6 +314,16 @@ def test_replacing_changes_nothing_that_resume_compares(capsys, monkeypatch):
         patch.setattr(learning, "batch_loss", _Stop(3))
         assert main(command) == 130
     assert main([*command, "--replace", "--resume"]) == 0
+
+
+@pytest.mark.parametrize("given", [[], ["--base", "strings"], ["--out", "x"]], ids=str)
+def test_what_is_missing_comes_with_a_line_that_has_it_all(given, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["adapt", *given])
+    said = capsys.readouterr().err
+    assert "required" in said and said.splitlines()[-1].endswith(
+        "adapt --base strings --task revupper --r 8 --out adapter"
+    )
 
 
 @pytest.mark.parametrize(("name", "meant"), [("adpt", "; did you mean adapt?"), ("xyz", ".")])
