@@ -11,7 +11,7 @@ import argparse
 import time
 
 from minilora.claims.adaptation import NAME, adaptation
-from minilora.claims.bases import load_base
+from minilora.claims.bases import pretrained
 from minilora.tools.reproduce import timed_run
 from minilora.tools.sweep import process_pool, sweep
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes to compare with one (2)")
     parser.add_argument("--runs", type=int, default=24, help="equal runs (24)")
     options = parser.parse_args()
-    load_base("strings", 0)
+    pretrained("strings", 0)
     jobs = [(NAME, adaptation("strings", 0, "revupper", "lora q,v 4", seed=s)) for s in range(options.runs)]
     seconds = {}
     for workers in (1, options.workers):

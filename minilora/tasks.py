@@ -1,11 +1,10 @@
-"""Problems whose right answer is known: functions of strings, and a planted linear map.
+"""Tasks whose right answer is known: functions of strings.
 
 A string example is one line, `tag + s + ">" + f(s) + newline`, with s of 4 to 8 letters a to p. The model
 reads all of it and is scored on f(s) and the newline only.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -37,19 +36,6 @@ TASKS: dict[str, tuple[str, Callable[[str], str]]] = {
     "pairs": ("7", _swap_pairs),
     "revupper": ("8", lambda s: s[::-1].upper()),
     "prev": ("9", lambda s: _shift(s, -1)),
-}
-# what each does, in words
-MEANINGS = {
-    "copy": "the letters as they are",
-    "reverse": "backwards",
-    "upper": "in capitals",
-    "sort": "in the order of the alphabet",
-    "next": "each letter's next one; after p comes a",
-    "alternate": "every second letter a capital",
-    "rotate": "the first letter moves to the end",
-    "pairs": "neighbours swap places",
-    "revupper": "backwards and in capitals",
-    "prev": "each letter's previous one; before a comes p",
 }
 PRETRAINING = ("copy", "reverse", "upper", "sort", "next", "alternate", "rotate")
 ADAPTATION = ("pairs", "revupper", "prev")
@@ -108,19 +94,3 @@ def exact_match(logits: np.ndarray, targets: np.ndarray) -> float:
     the share that greedy decoding answers exactly: up to its first mistake it reads the same tokens."""
     right = (logits.argmax(axis=-1) == targets) | (targets == IGNORED)
     return float(right.all(axis=1).mean())
-
-
-def planted(d: int, spectrum: Sequence[float] | np.ndarray, rng: np.random.Generator) -> tuple[Any, np.ndarray]:
-    """W₀ (d, d) and the planted change D (d, d), whose singular values are `spectrum`.
-
-    A student that starts at W₀ and is trained towards W₀ + D on white inputs has the loss ‖ΔW - D‖²; by
-    Eckart and Young the best ΔW of rank r leaves Σ of the squares of the singular values after the r-th.
-    Raises `ValueError` for more singular values than dimensions.
-    """
-    values = np.asarray(spectrum, dtype=np.float64)
-    if values.ndim != 1 or len(values) > d:
-        raise ValueError(f"A {d} by {d} matrix has at most {d} singular values; the spectrum has {values.shape}.")
-    left, _ = np.linalg.qr(rng.normal(size=(d, d)))
-    right, _ = np.linalg.qr(rng.normal(size=(d, d)))
-    k = len(values)
-    return rng.normal(0, 1 / np.sqrt(d), size=(d, d)), (left[:, :k] * values) @ right[:, :k].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sysconfig
 import unicodedata
 from collections import Counter
@@ -15,6 +16,8 @@ from . import checks
 from .data import PRINTABLE, Vocabulary
 from .generate import continue_rows
 from .gpt import GPT
+
+BITS = 1 / math.log(2)  # of one nat
 
 
 def english_text() -> str:

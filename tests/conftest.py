@@ -130,7 +130,7 @@ def tiny_bases(monkeypatch):
         for cached in (adaptation._held_out, adaptation._before):
             cached.cache_clear()
 
-    replaced = {"load_base": base, "fixed": few, "evaluate_exact_match": some_right, "exact_match": some_match}
+    replaced = {"pretrained": base, "fixed": few, "evaluate_exact_match": some_right, "exact_match": some_match}
     for module in (adaptation, bases, *(sys.modules[claim.draw.__module__] for claim in claims.CLAIMS)):
         for name, value in replaced.items():
             if hasattr(module, name):

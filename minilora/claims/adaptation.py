@@ -16,14 +16,16 @@ import numpy as np
 from .. import functional as F
 from ..autograd import Tensor, no_grad
 from ..backend import to_numpy
+from ..bases import Sampler, string_sampler
 from ..data import Batch, fixed
 from ..gpt import GPT
 from ..nn import Module, Parameter, evaluating
 from ..optim import linear_schedule
 from ..tasks import IGNORED, exact_match
+from ..texts import BITS
 from ..training import DivergedError, counted_targets, evaluate
-from .bases import Draw, adapt, load_base, seed_of, string_draw, text_draw
-from .claim import BITS, Configuration, Experiment, Result, Runs, Settings
+from .bases import adapt, pretrained, seed_of, text_sampler
+from .claim import Configuration, Experiment, Result, Runs, Settings
 from .measures import mean, select
 from .methods import FULL, Method, named
 
@@ -64,21 +66,21 @@ def learn(configuration: Configuration) -> tuple[Module, int]:
     (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
     steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", seed_of(base))
     method = named(method)
-    model, parameters = method.prepare(load_base(world, base), seed, configuration.get("init_std"))
+    model, parameters = method.prepare(pretrained(world, base), seed, configuration.get("init_std"))
     if world == "strings":
-        draw = string_draw((task,), _BATCH[world])
+        sample = string_sampler((task,), _BATCH[world])
         if "examples" in configuration:
-            draw = _from_few(string_draw((task,), configuration["examples"]), _BATCH[world], seed)
+            sample = _from_few(string_sampler((task,), configuration["examples"]), _BATCH[world], seed)
     else:
-        draw = text_draw(task, _BATCH[world], room=method.positions)
+        sample = text_sampler(task, _BATCH[world], room=method.positions)
     optimizer, trained = method.optimizer(parameters, lr, seed)
-    adapt(model, optimizer, draw, steps, seed, linear_schedule(steps))
+    adapt(model, optimizer, sample, steps, seed, linear_schedule(steps))
     return model, trained
 
 
-def _from_few(draw: Draw, B: int, seed: int) -> Draw:
+def _from_few(sample: Sampler, B: int, seed: int) -> Sampler:
     """Batches of B out of the examples of one fixed batch."""
-    ids, targets = draw(np.random.default_rng([seed, 1]))
+    ids, targets = sample(np.random.default_rng([seed, 1]))
 
     def batch(rng: np.random.Generator) -> Batch:
         rows = rng.integers(0, len(ids), B)
@@ -95,8 +97,8 @@ def held_out(world: str, task: str, method: Method | str = FULL, seed: int = 2**
 @lru_cache(maxsize=16)
 def _held_out(world: str, task: str, room: int, seed: int) -> list[Batch]:
     if world == "strings":
-        return fixed(string_draw((task,), 256, held_out=True), 2, seed)
-    return fixed(text_draw(task, 64, held_out=True, room=room), 8, seed)
+        return fixed(string_sampler((task,), 256, held_out=True), 2, seed)
+    return fixed(text_sampler(task, 64, held_out=True, room=room), 8, seed)
 
 
 def run(configuration: Configuration) -> Result:
@@ -118,7 +120,7 @@ def run(configuration: Configuration) -> Result:
 @lru_cache(maxsize=16)
 def _before(seed: int, task: str, room: int, evaluation_seed: int) -> float:
     """Bits of a text base that has not been adapted."""
-    return BITS * evaluate(load_base("text", seed), _held_out("text", task, room, evaluation_seed))
+    return BITS * evaluate(pretrained("text", seed), _held_out("text", task, room, evaluation_seed))
 
 
 def _examine(model: Module, world: str, batches: list[Batch]) -> Result:

@@ -17,13 +17,15 @@ import numpy as np
 
 from .. import functional as F
 from ..backend import to_numpy
+from ..bases import held_out_strings, string_sampler
 from ..data import seeded
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import SGD, Adam, Optimizer, linear_schedule
+from ..texts import BITS
 from ..training import evaluate
-from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
-from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .bases import adapt, pretrained, seed_of
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .measures import deviation, mean, of, relative, select
 from .rules import always_equal, always_within
 
@@ -73,7 +75,7 @@ def trained_delta(kind: str, s: float, multiples: tuple[float, ...] | None) -> n
         optimizer = Adam(groups, lr)
     else:
         optimizer = SGD(groups, lr)
-    batches = seeded(string_draw((TASK,), 8), 0)
+    batches = seeded(string_sampler((TASK,), 8), 0)
     for step in range(60):
         ids, targets = batches(step)
         optimizer.zero_grad()
@@ -113,13 +115,13 @@ def run(configuration: Configuration) -> Result:
     if configuration["start"] == "identities":
         return _identities()
     world, base = configuration["base"]
-    model, steps, seed = load_base(world, base), configuration["steps"], seed_of(base)
+    model, steps, seed = pretrained(world, base), configuration["steps"], seed_of(base)
     parameters = add_lora(model, LoRAConfig(R, configuration["alpha"]), seed=seed)
     if configuration["start"] == "scaled":  # A₀ ∝ 1/√s: cells of one √α·lr are then one and the same run
         for layer in lora_layers(model).values():
             layer.lora_A.data /= math.sqrt(layer.scaling)
     optimizer = Adam(parameters, configuration["lr"])
-    adapt(model, optimizer, string_draw((TASK,), 32), steps, seed, linear_schedule(steps))
+    adapt(model, optimizer, string_sampler((TASK,), 32), steps, seed, linear_schedule(steps))
     return {"bits": min(BITS * evaluate(model, held_out_strings(TASK)), 10.0)}
 
 

@@ -10,24 +10,22 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from importlib.resources import as_file, files
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
 from ..backend import backend_name
-from ..data import PRINTABLE, Batch, fixed, seeded, split, windows
+from ..bases import FOLDER, Sampler, load_base, string_sampler
+from ..data import PRINTABLE, Batch, seeded, split, windows
 from ..gpt import GPT, GPTConfig
-from ..interop.checkpoint import load_model
 from ..nn import Module
 from ..optim import AdamW, cosine_schedule
-from ..tasks import PRETRAINING, WIDTH, string_batch
+from ..tasks import PRETRAINING, WIDTH
 from ..texts import english_text, python_source
 from ..training import batch_loss, train
 from .store import cached_model
 
-Draw = Callable[[np.random.Generator], Batch]
 Configuration = dict[str, Any]
 
 _RECIPE = {"d_model": 64, "n_layers": 2, "n_heads": 4, "betas": (0.9, 0.99), "weight_decay": 0.01, "clip": 1.0}
@@ -41,7 +39,6 @@ WORLDS: dict[str, Configuration] = {
 # The number of the base that comes with the package, among those of the full run, which are 0, 1, 2, ...: it was
 # pretrained with seed 0, on the computer of whoever made the package.
 SHIPPED = 1000
-_FOLDER = files("minilora") / "bases"
 
 
 def base_configuration(world: str, seed: int) -> Configuration:
@@ -69,13 +66,12 @@ def _read(which: str) -> str:
     return english_text() if which == "english" else python_source()
 
 
-def load_base(world: str, seed: int = SHIPPED) -> GPT:
-    """A copy of a pretrained base of the world "strings" or "text": the one that comes with the package, or the base
-    `seed` of the full run, made now if the cache has none, in about half a minute on one core."""
-    if seed != SHIPPED:
-        return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
-    with as_file(_FOLDER / f"{world}.npz") as path:
-        return load_model(path)
+def pretrained(world: str, seed: int) -> GPT:
+    """A copy of the base `seed` of the world "strings" or "text": the one that comes with the package, or one of the
+    full run, made now if the cache has none, in about half a minute on one core."""
+    if seed == SHIPPED:
+        return load_base(world)
+    return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
 
 
 def seed_of(base: int) -> int:
@@ -84,13 +80,14 @@ def seed_of(base: int) -> int:
 
 
 def _shipped(world: str) -> bytes:
-    return (_FOLDER / f"{world}.npz").read_bytes()
+    return (FOLDER / f"{world}.npz").read_bytes()
 
 
 def pretrain(world: str, seed: int) -> GPT:
     """Pretrain the base `seed` of a world, from its recipe."""
     recipe = WORLDS[world]
-    draw = string_draw(PRETRAINING, recipe["batch"]) if world == "strings" else text_draw("english", recipe["batch"])
+    B = recipe["batch"]
+    sample = string_sampler(PRETRAINING, B) if world == "strings" else text_sampler("english", B)
     sizes = {name: recipe[name] for name in ("context_length", "d_model", "n_layers", "n_heads")}
     model = GPT(GPTConfig(vocab_size=len(PRINTABLE), **sizes), seed=seed)
     widen(model)
@@ -98,7 +95,7 @@ def pretrain(world: str, seed: int) -> GPT:
     train(
         model,
         optimizer,
-        batch_loss(model, seeded(draw, seed)),
+        batch_loss(model, seeded(sample, seed)),
         recipe["steps"],
         schedule=cosine_schedule(recipe["steps"], warmup=0.05, final=0.1),
         clip=recipe["clip"],
@@ -138,30 +135,21 @@ def _followed(done: int, steps: int, loss: float) -> None:
 # ---- batches of the three worlds' data ---------------------------------------------------------------
 
 
-def string_draw(tasks: tuple[str, ...], B: int, held_out: bool = False) -> Draw:
-    return lambda rng: string_batch(tasks, B, rng, held_out)
-
-
 @lru_cache
 def _text(which: str) -> tuple[np.ndarray, np.ndarray]:
     ids = PRINTABLE.encode(_read(which))
     return split(ids, WORLDS["text"]["context_length"])
 
 
-def text_draw(which: str, B: int, held_out: bool = False, room: int = 0) -> Draw:
+def text_sampler(which: str, B: int, held_out: bool = False, room: int = 0) -> Sampler:
     """Windows of "english" or of "code"; the first `room` characters of each are cut off, for a prefix's sake."""
     training, rest = _text(which)
 
-    def draw(rng: np.random.Generator) -> Batch:
+    def sample(rng: np.random.Generator) -> Batch:
         ids, targets = windows(rest if held_out else training, B, WORLDS["text"]["context_length"], rng)
         return ids[:, room:], targets[:, room:]
 
-    return draw
-
-
-def held_out_strings(task: str) -> list[Batch]:
-    """512 examples that no training ever saw, the same every time."""
-    return fixed(string_draw((task,), 256, held_out=True), 2)
+    return sample
 
 
 # ---- adapting ----------------------------------------------------------------------------------------
@@ -170,7 +158,7 @@ def held_out_strings(task: str) -> list[Batch]:
 def adapt(
     model: Module,
     optimizer: Any,
-    draw: Draw,
+    sample: Sampler,
     steps: int,
     seed: int,
     schedule: Callable[[int], float] | None = None,
@@ -187,6 +175,6 @@ def adapt(
             after(done)
 
     log_every = None if after is None else 1
-    losses = batch_loss(model, seeded(draw, 10_000 + seed))
+    losses = batch_loss(model, seeded(sample, 10_000 + seed))
     history = train(model, optimizer, losses, steps, schedule=schedule, callback=callback, log_every=log_every)
     return history["loss"]

@@ -23,8 +23,6 @@ FAILS = "does not hold at this scale"
 NOISE = "within noise"
 UNDECIDED = "not decided"  # by a quick run
 
-BITS = 1 / math.log(2)  # of one nat
-
 Configuration = dict[str, Any]
 Result = dict[str, Any]
 Runs = Sequence[tuple[Configuration, Result]]

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from ..bases import string_sampler
 from ..lora import LoRAConfig, add_lora, lora_layers
 from ..optim import Adam, linear_schedule
+from ..texts import BITS
 from ..training import DivergedError, evaluate, evaluate_exact_match
 from .adaptation import held_out, rate, steps_of
 from .alpha_learning_rate import ADAM, best_rates, trained_delta
-from .bases import adapt, load_base, seed_of, string_draw, text_draw
-from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .bases import adapt, pretrained, seed_of, text_sampler
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GREEN, ORANGE, band, grouped_points, panels
 from .measures import deviation, each, mean, of, percent, relative, select
 from .methods import LoRA
@@ -56,7 +58,7 @@ def run(configuration: Configuration) -> Result:
     if configuration["part"] == "LoRA+":
         return {f"{s:g}": _plus(s) for s in (3.0, 4.0)}
     world, base = configuration["base"]
-    model, lr, seed, steps = load_base(world, base), configuration["lr"], seed_of(base), configuration["steps"]
+    model, lr, seed, steps = pretrained(world, base), configuration["lr"], seed_of(base), configuration["steps"]
     if configuration["part"] == "start":
         start = configuration["start"]
         kaiming = start == "A Kaiming"
@@ -66,12 +68,12 @@ def run(configuration: Configuration) -> Result:
             for layer in lora_layers(model).values():
                 layer.lora_B.data[...] = layer.lora_A.data.T  # the same numbers; W₀ is square
                 layer.lora_A.data[...] = 0
-        adapt(model, Adam(parameters, lr), string_draw((TASK,), 32), steps, seed, linear_schedule(steps))
+        adapt(model, Adam(parameters, lr), string_sampler((TASK,), 32), steps, seed, linear_schedule(steps))
         return {"accuracy": evaluate_exact_match(model, held_out(world, TASK))}
     config = LoRAConfig(configuration["r"], ALPHA, scaling=configuration["scaling"])
     parameters = add_lora(model, config, seed=seed)
     try:
-        adapt(model, Adam(parameters, lr), text_draw("code", 16), steps, seed, linear_schedule(steps))
+        adapt(model, Adam(parameters, lr), text_sampler("code", 16), steps, seed, linear_schedule(steps))
     except DivergedError:
         return {"bits": 10.0}
     return {"bits": min(BITS * evaluate(model, held_out(world, "code")[:4]), 10.0)}

@@ -14,10 +14,11 @@ import numpy as np
 from ..analysis import spectrum, truncate
 from ..backend import asarray
 from ..nn import Linear
+from ..texts import BITS
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import adaptation, held_out, learn, quality, steps_of
-from .bases import load_base
-from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .bases import pretrained
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, band, panels, ticks
 from .measures import deviation, mean, of, percent
 from .methods import FULL, LoRA
@@ -46,7 +47,7 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     """Quality with every ΔW cut to rank k, for each k; and the mean spectrum of the ΔW."""
     (world, seed), task = configuration["base"], configuration["task"]
-    base = load_base(world, seed)
+    base = pretrained(world, seed)
     model, _ = learn(configuration)
     names = [n for n, m in model.named_modules() if isinstance(m, Linear) and n.startswith("blocks")]
     starts, modules = dict(base.named_modules()), dict(model.named_modules())

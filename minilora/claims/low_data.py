@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 
 from ..backend import to_numpy
+from ..bases import string_sampler
 from ..data import fixed
 from ..optim import Adam, linear_schedule
-from ..tasks import PRETRAINING, planted
+from ..tasks import PRETRAINING
+from ..texts import BITS
 from ..training import evaluate, evaluate_exact_match
 from .adaptation import STEPS, adaptation, held_out, quality, rate, steps_of
-from .bases import adapt, load_base, seed_of, string_draw, text_draw
-from .claim import BITS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .bases import adapt, pretrained, seed_of, text_sampler
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, panels, ticks
 from .measures import deviation, each, mean, of, percent, select
 from .methods import FULL, LoRA, Method, named
-from .planted import fit
+from .planted import fit, planted
 from .rules import at_least
 
 D, RANK, EXAMPLES, NOISE_LEVEL = 32, 2, 64, 0.1  # the planted problem
@@ -82,12 +84,12 @@ def _forgetting(configuration: Configuration) -> Result:
     """What a base knew and what it learns, measured while it learns."""
     (world, base), method, steps = (configuration[name] for name in ("base", "method", "steps"))
     seed = seed_of(base)
-    model, parameters = named(method).prepare(load_base(world, base), seed)
+    model, parameters = named(method).prepare(pretrained(world, base), seed)
     optimizer = Adam(parameters, configuration["lr"])
     if world == "strings":
-        known = fixed(string_draw(PRETRAINING, 256, held_out=True), 2)
+        known = fixed(string_sampler(PRETRAINING, 256, held_out=True), 2)
         before = evaluate_exact_match(model, known)
-        adapt(model, optimizer, string_draw((TASK,), 32), steps, seed, linear_schedule(steps))
+        adapt(model, optimizer, string_sampler((TASK,), 32), steps, seed, linear_schedule(steps))
         return {"before": before, "known": evaluate_exact_match(model, known)}
     english, code = (held_out(world, which)[:3] for which in ("english", "code"))
     result: Result = {"known": [BITS * evaluate(model, english)], "learned": [BITS * evaluate(model, code)]}
@@ -97,7 +99,7 @@ def _forgetting(configuration: Configuration) -> Result:
             result["known"].append(BITS * evaluate(model, english))
             result["learned"].append(BITS * evaluate(model, code))
 
-    adapt(model, optimizer, text_draw("code", 16), steps, seed, linear_schedule(steps), measure)
+    adapt(model, optimizer, text_sampler("code", 16), steps, seed, linear_schedule(steps), measure)
     return result
 
 

@@ -1,7 +1,8 @@
-"""The student of the planted world: one matrix that starts as W₀ and is trained towards W₀ + D."""
+"""The planted world: a change D of a matrix that is known, and the student that starts at W₀ and is to find it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,22 @@ from ..lora import LoRAConfig, LoRALinear, add_lora, lora_layers
 from ..nn import Linear, Module, Parameter
 from ..optim import Optimizer, Schedule
 from ..training import train
+
+
+def planted(d: int, spectrum: Sequence[float] | np.ndarray, rng: np.random.Generator) -> tuple[Any, np.ndarray]:
+    """W₀ (d, d) and the planted change D (d, d), whose singular values are `spectrum`.
+
+    A student that starts at W₀ and is trained towards W₀ + D on white inputs has the loss ‖ΔW - D‖²; by
+    Eckart and Young the best ΔW of rank r leaves Σ of the squares of the singular values after the r-th.
+    Raises `ValueError` for more singular values than dimensions.
+    """
+    values = np.asarray(spectrum, dtype=np.float64)
+    if values.ndim != 1 or len(values) > d:
+        raise ValueError(f"A {d} by {d} matrix has at most {d} singular values; the spectrum has {values.shape}.")
+    left, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    right, _ = np.linalg.qr(rng.normal(size=(d, d)))
+    k = len(values)
+    return rng.normal(0, 1 / np.sqrt(d), size=(d, d)), (left[:, :k] * values) @ right[:, :k].T
 
 
 class Student(Module):

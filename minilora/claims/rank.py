@@ -14,13 +14,12 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..optim import SGD
-from ..tasks import planted
 from .adaptation import adaptation, quality, steps_of, trained_for
 from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, panels, ticks
 from .measures import deviation, each, mean, of, percent, select, share
 from .methods import FULL, LoRA, Method
-from .planted import fit
+from .planted import fit, planted
 from .rules import always_within, at_least
 
 D, SPECTRUM = 32, (4.0, 3.0, 2.0, 1.0)  # the planted problem

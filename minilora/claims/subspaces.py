@@ -14,14 +14,13 @@ import numpy as np
 from ..analysis import input_directions, output_directions, random_similarity, subspace_similarity
 from ..lora import lora_layers
 from ..optim import Adam, linear_schedule
-from ..tasks import planted
 from .adaptation import STEPS, adaptation, learn, steps_of
 from .bases import seed_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, point
 from .measures import deviation, mean, of
 from .methods import LoRA
-from .planted import fit
+from .planted import fit, planted
 from .rules import at_least
 
 PLANTED_D, SPECTRUM = 64, (8.0, 4.0, 2.0, 1.0)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..autograd import no_grad
+from ..bases import string_sampler
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, save_checkpoint
 from ..interop.peft import load_adapter, save_adapter
@@ -22,7 +23,7 @@ from ..lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
 from ..optim import Adam, linear_schedule
 from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
-from .bases import adapt, load_base, seed_of, string_draw
+from .bases import adapt, pretrained, seed_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, ticks
 from .measures import deviation, mean, of, percent
@@ -44,7 +45,7 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     """What comes back exactly, what a swap costs, and how many bytes."""
     world, number = configuration["base"]
-    model, steps, seed = load_base(world, number), configuration["steps"], seed_of(number)
+    model, steps, seed = pretrained(world, number), configuration["steps"], seed_of(number)
     ids = held_out(world, TASKS[0])[0][0]
 
     def logits() -> np.ndarray:
@@ -59,7 +60,7 @@ def run(configuration: Configuration) -> Result:
         for task in TASKS:
             parameters = add_lora(model, LoRAConfig(R, 2 * R), seed=seed)
             optimizer = Adam(parameters, configuration["lr"])
-            adapt(model, optimizer, string_draw((task,), 32), steps, seed, linear_schedule(steps))
+            adapt(model, optimizer, string_sampler((task,), 32), steps, seed, linear_schedule(steps))
             save_adapter(model, folders[task])
             answers[task] = logits()
             for other in TASKS:

@@ -15,14 +15,16 @@ import numpy as np
 from .. import functional as F
 from ..autograd import no_grad
 from ..backend import asarray, to_numpy
+from ..bases import held_out_strings, string_sampler
 from ..data import fixed
 from ..gpt import GPT
 from ..lora import LoRAConfig, add_lora, lora_layers, merge_lora
 from ..optim import SGD, Adam, linear_schedule
 from ..tasks import PRETRAINING
+from ..texts import BITS
 from ..training import evaluate
-from .bases import adapt, held_out_strings, load_base, seed_of, string_draw
-from .claim import BITS, FAILS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .bases import adapt, pretrained, seed_of
+from .claim import FAILS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, PURPLE, band
 from .measures import deviation, mean, of, relative
 from .rules import always_above, always_equal, always_true, always_within
@@ -41,8 +43,8 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     world, base = configuration["base"]
     if configuration["start"] == "first steps":
-        return _first_steps(load_base(world, base), seed_of(base))
-    return _start(load_base(world, base), configuration["start"], seed_of(base))
+        return _first_steps(pretrained(world, base), seed_of(base))
+    return _start(pretrained(world, base), configuration["start"], seed_of(base))
 
 
 def _start(model: GPT, start: str, seed: int) -> Result:
@@ -52,7 +54,7 @@ def _start(model: GPT, start: str, seed: int) -> Result:
     with no_grad():
         base = model(ids).numpy()
         base64 = _double(model)(ids).numpy()
-    known = fixed(string_draw(PRETRAINING, 256, held_out=True), 2)  # what the base can do
+    known = fixed(string_sampler(PRETRAINING, 256, held_out=True), 2)  # what the base can do
     base_loss = evaluate(model, known)
     result: Result = {}
     double = _double(model)
@@ -87,7 +89,7 @@ def _start(model: GPT, start: str, seed: int) -> Result:
     result["gradient_norms"] = gradients
     _set_start(model, start, seed)
     optimizer = Adam(parameters, LR)
-    result["loss"] = adapt(model, optimizer, string_draw((TASK,), 32), STEPS, seed, linear_schedule(STEPS))
+    result["loss"] = adapt(model, optimizer, string_sampler((TASK,), 32), STEPS, seed, linear_schedule(STEPS))
     result["largest_parameter"] = float(max(np.abs(p.numpy()).max() for p in parameters))
     return result
 
@@ -111,8 +113,8 @@ def _double(model: GPT) -> GPT:
 def _first_steps(model: GPT, seed: int) -> Result:
     """In float64: ΔW of full SGD against -η ΣG, and of LoRA's first SGD step against -η s² G A₀ᵀA₀."""
     model, eta, steps = _double(model), 1e-2, 5
-    draw = string_draw((TASK,), 32)
-    ids, targets = draw(np.random.default_rng(seed))
+    sample = string_sampler((TASK,), 32)
+    ids, targets = sample(np.random.default_rng(seed))
     name = "blocks.1.attn.q_proj"
     weight = dict(model.named_modules())[name].weight  # type: ignore[attr-defined]
     start = model.state_dict()

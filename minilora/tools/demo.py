@@ -11,16 +11,16 @@ import numpy as np
 
 from ..autograd import no_grad
 from ..backend import to_numpy
+from ..bases import held_out_strings, load_base, string_sampler
 from ..budget import readable
 from ..claims.adaptation import STEPS, rate
-from ..claims.bases import held_out_strings, load_base, string_draw
 from ..data import PRINTABLE, seeded
 from ..gpt import GPT
 from ..interop.peft import save_adapter
 from ..lora import LoRAConfig, add_lora, lora_disabled, merge_lora
 from ..nn import Parameter, evaluating
 from ..optim import Adam, linear_schedule
-from ..tasks import ADAPTATION, IGNORED, LONGEST, MEANINGS, PRETRAINING, TASKS, question
+from ..tasks import ADAPTATION, IGNORED, LONGEST, PRETRAINING, TASKS, question
 from ..texts import generate_text
 from ..training import batch_loss, evaluate, evaluate_exact_match, train
 from .console import columns, line, paint, program, step_bar
@@ -28,6 +28,19 @@ from .console import columns, line, paint, program, step_bar
 TASK, R, BATCH = "revupper", 4, 32
 SHOWN = (0, 10, 20, 40, 80, 160)  # after so many steps, and at the end, a row says how far it is
 EXAMPLE = "badge"
+# what each task does, in words
+MEANINGS = {
+    "copy": "the letters as they are",
+    "reverse": "backwards",
+    "upper": "in capitals",
+    "sort": "in the order of the alphabet",
+    "next": "each letter's next one; after p comes a",
+    "alternate": "every second letter a capital",
+    "rotate": "the first letter moves to the end",
+    "pairs": "neighbours swap places",
+    "revupper": "backwards and in capitals",
+    "prev": "each letter's previous one; before a comes p",
+}
 HELD_OUT = ("bank", "dance", "income", "compile", "combined")  # words that no training ever draws
 
 
@@ -151,7 +164,7 @@ def _learn(model: GPT, parameters: list[Parameter], say: Callable[[str], None]) 
         train(
             model,
             Adam(parameters, rate("strings", f"lora q,v {R}")),
-            batch_loss(model, seeded(string_draw((TASK,), BATCH), 0)),
+            batch_loss(model, seeded(string_sampler((TASK,), BATCH), 0)),
             steps,
             schedule=linear_schedule(steps),
             callback=callback,

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..claims.bases import string_draw
-from ..claims.claim import BITS
+from ..bases import string_sampler
 from ..data import PRINTABLE, Batch, Vocabulary, fixed, seeded, split, windows
 from ..generate import generate
 from ..gpt import GPT
@@ -18,7 +17,7 @@ from ..interop.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from ..interop.files import check_output, digest
 from ..optim import Optimizer
 from ..tasks import WIDTH
-from ..texts import TextCodec
+from ..texts import BITS, TextCodec
 from ..training import batch_loss, evaluate, evaluate_exact_match, log_interval, train
 from .console import step_bar
 from .demo import answer
@@ -45,8 +44,8 @@ class Data:
                     f"String tasks need a base with {WIDTH} positions or more and the {len(PRINTABLE)} printable "
                     f"characters; this one has {context} positions and {len(vocabulary)} {self.unit}s."
                 )
-            self.batches = seeded(string_draw(tasks, B), options.seed)
-            self.held_out = fixed(string_draw(tasks, 256, held_out=True), 2)
+            self.batches = seeded(string_sampler(tasks, B), options.seed)
+            self.held_out = fixed(string_sampler(tasks, 256, held_out=True), 2)
         else:
             assert text is not None
             ids = vocabulary.encode(text)

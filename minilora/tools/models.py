@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..claims.bases import load_base
+from ..bases import load_base
 from ..data import PRINTABLE, Vocabulary
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, read_notes

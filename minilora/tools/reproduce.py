@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..claims import adaptation, experiment, experiment_of, find, tuning
-from ..claims.bases import SHIPPED, base_configuration, computed_by, follow, load_base, text_digest
+from ..claims.bases import SHIPPED, base_configuration, computed_by, follow, pretrained, text_digest
 from ..claims.claim import Claim, Configuration, Result, Runs, Settings
 from ..claims.figures import check_figures
 from ..claims.page import write_page
@@ -266,4 +266,4 @@ def _worker() -> Iterator[None]:
 
 def _prepare_base(base: tuple[str, int]) -> None:
     with _worker():
-        load_base(*base)
+        pretrained(*base)

@@ -13,7 +13,7 @@ from IPython.display import clear_output
 
 import minilora as ml
 from minilora import functional as F
-from minilora.claims.bases import load_base
+from minilora.bases import load_base
 from minilora.claims.figures import BLUE, GRAY, ORANGE, STYLE
 from minilora.data import PRINTABLE, fixed, seeded, split, windows
 from minilora.texts import english_text

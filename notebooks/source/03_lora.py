@@ -16,14 +16,14 @@ from progress import StepBar
 
 import minilora as ml
 from minilora import functional as F
-from minilora.claims.bases import held_out_strings, load_base, string_draw
+from minilora.bases import held_out_strings, load_base, string_sampler
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, STYLE
 from minilora.data import PRINTABLE, seeded
 from minilora.lora import lora_layers
 
 plt.rcParams.update(STYLE)
 TASK = "revupper"  # reverse, then upper case: neither alone is new to the base, together they are
-batches = seeded(string_draw((TASK,), 32), 0)
+batches = seeded(string_sampler((TASK,), 32), 0)
 test = held_out_strings(TASK)
 
 # %% [markdown]

@@ -17,8 +17,9 @@ from IPython.display import Image, display
 from progress import show_progress
 
 import minilora as ml
+from minilora.bases import load_base, string_sampler
 from minilora.claims.alpha_learning_rate import ADAM, SGD_, best_rates, exchange, run, trained_delta
-from minilora.claims.bases import SHIPPED, adapt, load_base, string_draw
+from minilora.claims.bases import SHIPPED, adapt
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE
 from minilora.data import seeded
 
@@ -82,7 +83,7 @@ SCALES = {
     "s = α/√r": lambda r: ml.LoRAConfig(r, alpha=8.0, scaling="alpha/sqrt(r)"),
     "s = α/r": lambda r: ml.LoRAConfig(r, alpha=8.0),
 }
-draw = string_draw(("revupper",), 32)
+draw = string_sampler(("revupper",), 32)
 ids, _ = draw(np.random.default_rng(0))
 base_logits = load_base("strings")(ids).numpy()  # (B, T, V)
 
@@ -152,7 +153,7 @@ def path(alpha=4.0, lr=1e-3, start=1.0, eps=1e-12, steps=60):
     ml.train(
         model,
         ml.Adam(trainable, lr=lr, eps=eps),
-        ml.batch_loss(model, seeded(string_draw(("revupper",), 8), 0)),
+        ml.batch_loss(model, seeded(string_sampler(("revupper",), 8), 0)),
         steps,
         callback=lambda done, loss: deltas.append(np.concatenate([layer.delta_weight().ravel() for layer in layers])),
     )

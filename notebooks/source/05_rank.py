@@ -14,12 +14,12 @@ from progress import show_progress
 
 import minilora as ml
 from minilora.analysis import spectrum, truncate
+from minilora.bases import load_base
 from minilora.claims.adaptation import adaptation, held_out, learn, rate, run
-from minilora.claims.bases import SHIPPED, load_base
+from minilora.claims.bases import SHIPPED
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE
-from minilora.claims.planted import fit
+from minilora.claims.planted import fit, planted
 from minilora.lora import lora_layers
-from minilora.tasks import planted
 from minilora.training import evaluate_exact_match
 
 plt.rcParams.update(STYLE)

@@ -17,8 +17,9 @@ from progress import show_progress
 
 import minilora as ml
 from minilora import functional as F
+from minilora.bases import load_base
 from minilora.claims.adaptation import adaptation, learn, run
-from minilora.claims.bases import SHIPPED, load_base
+from minilora.claims.bases import SHIPPED
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, RED, STYLE, grouped_points
 from minilora.data import PRINTABLE
 from minilora.lora import lora_layers, matching_linears

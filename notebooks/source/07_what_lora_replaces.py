@@ -17,11 +17,12 @@ from progress import show_progress
 
 import minilora as ml
 from minilora.baselines import add_adapters, add_prefix, bitfit, last_block
+from minilora.bases import load_base
 from minilora.budget import PRESETS, full_budget, full_count, lora_budget, lora_count, readable
 from minilora.claims import latency
 from minilora.claims.adaptation import adaptation
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import SHIPPED, load_base
+from minilora.claims.bases import SHIPPED
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, STYLE
 from minilora.claims.paper_figures import paper_figures
 

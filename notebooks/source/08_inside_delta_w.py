@@ -22,9 +22,10 @@ from minilora.analysis import (
     subspace_similarity,
     truncate,
 )
+from minilora.bases import load_base
 from minilora.claims.adaptation import adaptation, held_out, learn
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import SHIPPED, load_base
+from minilora.claims.bases import SHIPPED
 from minilora.claims.figures import BLUE, GRAY, GREEN, ORANGE, STYLE
 from minilora.lora import lora_layers
 from minilora.nn import Linear

@@ -16,9 +16,10 @@ from committed import show
 from progress import show_progress
 
 import minilora as ml
+from minilora.bases import held_out_strings, load_base, string_sampler
 from minilora.claims.adaptation import STEPS, adaptation, held_out, prepare, rate
 from minilora.claims.adaptation import run as adapt_and_examine
-from minilora.claims.bases import SHIPPED, adapt, held_out_strings, load_base, string_draw, text_draw
+from minilora.claims.bases import SHIPPED, adapt, text_sampler
 from minilora.claims.figures import BLUE, GRAY, ORANGE, STYLE
 from minilora.data import PRINTABLE
 from minilora.lora import lora_layers
@@ -40,7 +41,7 @@ weights = model.state_dict()
 tasks = ("revupper", "prev")
 for task in tasks:
     trainable = ml.add_lora(model, ml.LoRAConfig(r=4, alpha=8), seed=0)
-    adapt(model, ml.Adam(trainable, 0.032), string_draw((task,), 32), 300, 0, ml.linear_schedule(300))
+    adapt(model, ml.Adam(trainable, 0.032), string_sampler((task,), 32), 300, 0, ml.linear_schedule(300))
     ml.save_adapter(model, here / task)
     ml.remove_lora(model)
 
@@ -134,7 +135,7 @@ def forgetting(method):
     adapt(
         model,
         ml.Adam(parameters, rate("text", method)),
-        text_draw("code", 16),
+        text_sampler("code", 16),
         steps,
         0,
         ml.linear_schedule(steps),

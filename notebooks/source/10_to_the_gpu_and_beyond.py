@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 import minilora as ml
 from minilora.backend import asarray, backend_name, to_numpy, xp
-from minilora.claims.bases import load_base
+from minilora.bases import load_base
 from minilora.claims.figures import STYLE
 from minilora.interop.gpt2 import stored_tensors
 from minilora.lora import lora_layers

@@ -11,10 +11,10 @@ from helpers import run_short
 from test_budget import synthetic
 
 from minilora import claims
+from minilora.bases import held_out_strings, string_sampler
 from minilora.claims import (
     alpha_learning_rate,
     amplification,
-    bases,
     init_scaling,
     intrinsic_dimension,
     intrinsic_rank,
@@ -27,12 +27,13 @@ from minilora.claims import (
     which_matrices,
     zero_init,
 )
-from minilora.claims.bases import load_base
+from minilora.claims.bases import pretrained
 from minilora.claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Claim, Part, Settings, worst
 from minilora.claims.figures import save_figure
 from minilora.claims.measures import deviation
 from minilora.claims.report import draw_figures, make_row, markdown, write_report
 from minilora.claims.rules import always_above, always_equal, always_true, always_within, at_least, at_most
+from minilora.data import fixed
 
 
 def judged(rule, values):
@@ -206,7 +207,7 @@ def test_a_measurement_says_what_it_is_in_json():
 def test_zero_init_starts_as_the_base_exactly_and_still_learns(tiny_bases, monkeypatch):
     monkeypatch.setattr(zero_init, "STEPS", 5)
     monkeypatch.setattr(
-        zero_init, "held_out_strings", lambda task: [zero_init.string_draw((task,), 8)(np.random.default_rng(0))]
+        zero_init, "held_out_strings", lambda task: [zero_init.string_sampler((task,), 8)(np.random.default_rng(0))]
     )
     runs = [(c, zero_init.run(c)) for c in zero_init.configurations(Settings(1))]
     outcome = zero_init.CLAIM.conclude(runs)
@@ -653,11 +654,11 @@ def test_a_base_is_pretrained_once_and_knows_its_tasks(tmp_path, monkeypatch):
     from minilora.training import evaluate_exact_match
 
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path))
-    model = load_base("strings", 0)
-    known = bases.fixed(bases.string_draw(PRETRAINING, 128, held_out=True), 2)
+    model = pretrained("strings", 0)
+    known = fixed(string_sampler(PRETRAINING, 128, held_out=True), 2)
     assert evaluate_exact_match(model, known) > 0.85
-    assert evaluate_exact_match(model, bases.held_out_strings("revupper")) < 0.01
-    again = load_base("strings", 0)
+    assert evaluate_exact_match(model, held_out_strings("revupper")) < 0.01
+    again = pretrained("strings", 0)
     assert all(
         np.array_equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from minilora import claims
+from minilora.bases import held_out_strings, load_base
 from minilora.claims import bases
-from minilora.claims.bases import SHIPPED, held_out_strings, load_base, text_draw
-from minilora.claims.claim import BITS, Settings
+from minilora.claims.bases import SHIPPED, text_sampler
+from minilora.claims.claim import Settings
 from minilora.data import fixed
 from minilora.interop.checkpoint import read_notes
 from minilora.tasks import ADAPTATION, PRETRAINING
+from minilora.texts import BITS
 from minilora.tools import ship_bases
 from minilora.training import evaluate, evaluate_exact_match
 
@@ -48,7 +50,7 @@ def test_the_base_of_strings_knows_the_seven_tasks_and_none_of_the_three():
 def test_the_base_of_text_reads_english_better_than_code():
     """ln 96 is 6.6 bits. Other versions of Python have another English, nearly the same."""
     model = load_base("text")
-    english, code = (fixed(text_draw(which, 32, held_out=True), 4) for which in ("english", "code"))
+    english, code = (fixed(text_sampler(which, 32, held_out=True), 4) for which in ("english", "code"))
     assert BITS * evaluate(model, english) < 2.2 and 2.7 < BITS * evaluate(model, code) < 3.6
 
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from minilora import data, tasks, texts
+from minilora.claims.planted import planted
 from minilora.data import PRINTABLE, Vocabulary
+from minilora.tools import demo
 
 
 def test_a_vocabulary_reads_what_it_wrote():
@@ -107,7 +109,7 @@ def test_string_functions(task, answer):
 
 
 def test_every_task_has_its_meaning_in_words():
-    assert tasks.MEANINGS.keys() == tasks.TASKS.keys() and sorted(tasks.PRETRAINING + tasks.ADAPTATION) == sorted(
+    assert demo.MEANINGS.keys() == tasks.TASKS.keys() and sorted(tasks.PRETRAINING + tasks.ADAPTATION) == sorted(
         tasks.TASKS
     )
     assert tasks.question("revupper", "badge") == ("8badge>", "EGDAB")
@@ -147,10 +149,10 @@ def test_exact_match_counts_whole_answers(rng):
 
 
 def test_the_planted_change_has_the_spectrum_asked_for(rng):
-    _, change = tasks.planted(8, (3.0, 1.0), rng)
+    _, change = planted(8, (3.0, 1.0), rng)
     np.testing.assert_allclose(np.linalg.svd(change, compute_uv=False), [3, 1, 0, 0, 0, 0, 0, 0], atol=1e-12)
     with pytest.raises(ValueError, match="at most 2"):
-        tasks.planted(2, (3.0, 1.0, 1.0), rng)
+        planted(2, (3.0, 1.0, 1.0), rng)
 
 
 def test_a_python_without_its_sources_or_its_reference_is_told_so(tmp_path, monkeypatch):

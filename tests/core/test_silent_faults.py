@@ -14,10 +14,10 @@ from minilora import functional as F
 from minilora.backend import asarray, to_numpy, xp
 from minilora.baselines import PromptTuned, RandomSubspace, add_prefix
 from minilora.claims import adaptation
-from minilora.claims.claim import BITS
 from minilora.gpt import GPT
 from minilora.lora import lora_layers
 from minilora.nn import Dropout, Linear, Module, Parameter, evaluating
+from minilora.texts import BITS
 from minilora.training import evaluate_exact_match
 
 

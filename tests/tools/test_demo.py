@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import minilora as ml
-from minilora.claims.bases import load_base, string_draw
+from minilora.bases import load_base, string_sampler
 from minilora.data import PRINTABLE, seeded
 from minilora.tasks import TASKS, question, string_batch
 from minilora.tools import console, demo
@@ -60,7 +60,7 @@ def test_the_demo_s_numbers_are_those_of_the_run(short, capsys):
     size = model.num_parameters()
     parameters = ml.add_lora(model, ml.LoRAConfig(4, alpha=8))
     rate = demo.rate("strings", "lora q,v 4")
-    batches = seeded(string_draw(("revupper",), 32), 0)
+    batches = seeded(string_sampler(("revupper",), 32), 0)
     ml.train(model, ml.Adam(parameters, rate), ml.batch_loss(model, batches), 30, schedule=ml.linear_schedule(30))
     share = demo.evaluate_exact_match(model, demo.held_out_strings("revupper"))
     assert 0 < share < 1 and rows[-1][3] == f"{100 * share:.1f}" and f"-> {100 * share:.1f} % right" in text
@@ -103,7 +103,7 @@ def test_the_words_of_the_demo_are_held_out_and_its_example_is_never_drawn():
 
     drawn = [PRINTABLE.decode(row).split(">")[0][1:] for row in string_batch(["copy"], 500, rng, held_out=True)[0]]
     assert all(map(held_out, drawn)) and all(map(held_out, demo.HELD_OUT))  # the first says that the rule is right
-    batches = seeded(string_draw((demo.TASK,), demo.BATCH), 0)
+    batches = seeded(string_sampler((demo.TASK,), demo.BATCH), 0)
     read = "".join(PRINTABLE.decode(batches(step)[0].ravel()) for step in range(demo.STEPS["strings"]))
     assert f"8{demo.EXAMPLE}>" not in read
 

@@ -316,7 +316,7 @@ def test_going_on_is_what_the_library_computes(old):
     config, _ = adapter_of("old")
     parameters = ml.add_lora(model, config, seed=3)
     ml.load_adapter(model, "old")
-    loss = ml.batch_loss(model, learning.seeded(learning.string_draw(("upper",), 2), 3))
+    loss = ml.batch_loss(model, learning.seeded(learning.string_sampler(("upper",), 2), 3))
     ml.train(model, ml.Adam(parameters, 0.1), loss, 10, schedule=ml.linear_schedule(10))
     for name, array in adapter_of("on")[1].items():
         np.testing.assert_array_equal(array, ml.lora_state_dict(model)[name])

@@ -424,7 +424,7 @@ def test_a_base_that_is_made_and_a_run_tell_their_steps(monkeypatch):
     told = []
     monkeypatch.setattr(tools, "tell", lambda *step: told.append(step))
     monkeypatch.setitem(bases.WORLDS, "strings", {**bases.WORLDS["strings"], "steps": 3, "batch": 2})
-    monkeypatch.setattr(tools, "load_base", bases.pretrain)
+    monkeypatch.setattr(tools, "pretrained", bases.pretrain)
     tools._prepare_base(("strings", 0))
     fetched = [(1, 3), (2, 3), (3, 3)] if log_interval() == 1 else [(3, 3)]  # a GPU's losses come together
     assert [step[:2] for step in told] == [*fetched, (0, 0)] and told[0][2] > 3
