@@ -258,6 +258,18 @@ def test_reproduce_prints_the_head_once_the_lines_and_the_page_to_open(tmp_path,
     assert "No browser could be started: open" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "folder"), [([], "figures"), (["--quick"], "quick"), (["--claim", "rank"], "some")], ids=str
+)
+def test_a_first_look_or_some_claims_take_the_place_of_no_report(given, folder, monkeypatch, capsys):
+    from minilora.tools.commands import reproduce as command
+
+    folders = []
+    monkeypatch.setattr(command, "reproduce", lambda _, __, out, *___, **____: folders.append(str(out)))
+    assert main(["reproduce", *given]) == 0
+    assert folders == [folder]
+
+
 # ---- workers that die --------------------------------------------------------------------------------
 
 

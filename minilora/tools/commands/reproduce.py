@@ -19,7 +19,7 @@ from ..reproduce import reproduce, tune
 from ..screen import claim_line, column_for, console, duration, head
 from ..sweep import available_cores
 
-REPORT, QUICK = Path("figures"), Path("quick")  # a first look takes the place of no report
+REPORT, QUICK, SOME = Path("figures"), Path("quick"), Path("some")  # a first look, or some claims, replace no report
 
 TEXT = "Run the paper's claims; print a line for each as it is decided; write a page, figures and numbers."
 EXAMPLE = "minilora reproduce --quick --claim zero_init rank --out two"
@@ -45,7 +45,7 @@ def options(sub: argparse.ArgumentParser) -> None:
         "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
     )
     sub.add_argument("--seeds", type=int, default=None, help="bases behind every stochastic number (3; quick: 1)")
-    sub.add_argument("--out", type=Path, help=f"folder for the report ({REPORT}; quick: {QUICK})")
+    sub.add_argument("--out", type=Path, help=f"folder for the report ({REPORT}; quick: {QUICK}; some claims: {SOME})")
     sub.add_argument("--workers", type=int, help="processes (one a core; with cupy, one a GPU)")
     sub.add_argument(
         "--scheduler",
@@ -78,7 +78,8 @@ def run(options: Options) -> None:
         path = tune(workers, **how)
         say(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
-    folder, settings = options.out or (QUICK if options.quick else REPORT), Settings(seeds, options.quick)
+    folder = options.out or (SOME if options.claim else QUICK if options.quick else REPORT)
+    settings = Settings(seeds, options.quick)
     columns, signs = console()
     claims = find(options.claim)
     column = column_for([claim.short for claim in claims], columns)
