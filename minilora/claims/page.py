@@ -19,6 +19,7 @@ from .report import (
     measurement_cells,
     number,
     rule_words,
+    terms,
     verdict_whole,
     verdict_words,
 )
@@ -125,14 +126,16 @@ def _mark(verdict: str, words: str) -> str:
 def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
     verdicts = ", ".join(f"{world}&nbsp;{_verdict(row, world)}" for world in WORLDS)
     spread = f". Spread: {row['spread']}" if settings.seeds > 1 else ""
-    terms = (
+    said_of_row: tuple[tuple[str, str], ...] = (
         ("Verdict", f"{escape(verdict_whole(row))} ({verdicts})"),
         ("Key number", escape(row["key"])),
         (f"The paper, {row['where']}", escape(row["paper"])),
         (rule_words(settings), escape(row["rule"])),
         ("Measured", escape(f"{row['measured']}{spread}")),
     )
-    words = "".join(f"<dt>{escape(term)}</dt><dd>{said}</dd>\n" for term, said in terms)
+    if explained := terms(row):
+        said_of_row += (("Terms", "<br>".join(map(escape, explained))),)
+    words = "".join(f"<dt>{escape(term)}</dt><dd>{said}</dd>\n" for term, said in said_of_row)
     return f"""<details>
 <summary>{escape(row["short"])} <span>{escape(row["key"])}</span></summary>
 <div class="whole" id="{escape(row["id"])}">

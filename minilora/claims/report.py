@@ -151,6 +151,26 @@ def in_words(verdict: str) -> str:
     return "does not hold" if verdict == FAILS else verdict
 
 
+# What a reader may not know, by what gives it away in a claim's words: term -> (sign of it, meaning).
+TERMS = {
+    "ΔW": ("ΔW", "what adapting adds to a weight matrix; with LoRA s·BA"),
+    "planted": ("planted", "a problem made so that its best answer is known"),
+    "Eckart–Young floor": ("Eckart–Young", "the least error that a matrix of rank r can leave"),
+    "gap closed": ("the gap", "the share of full fine-tuning's gain over the base that a method reaches"),
+    "φ(i, j)": (
+        "φ(",
+        "what the top i and top j directions of two matrices share: 0 nothing, 1 all they can (§7.2)",
+    ),
+    "d₉₀": ("d₉₀", "the fewest random directions in which training reaches 90 % of full fine-tuning"),
+}
+
+
+def terms(row: Row) -> list[str]:
+    """Of the words that a claim uses, those to explain, each with its meaning."""
+    words = " ".join((row["statement"], row["key"], row["rule"], row["measured"]))
+    return [f"{term}: {meaning}" for term, (sign, meaning) in TERMS.items() if sign in words]
+
+
 def verdict_words(row: Row, world: str) -> str:
     """What came out in a world, in two or three words."""
     return in_words(row["verdicts"].get(world, NOT_JUDGED))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Settings
-from ..claims.report import CELLS, Row, measurement_cells, quick_words, verdict_whole, verdict_words
+from ..claims.report import CELLS, Row, measurement_cells, quick_words, terms, verdict_whole, verdict_words
 from .console import paint
 
 _SIGNS = {HOLDS: "✓", FAILS: "✗", NOISE: "~", UNDECIDED: "?", "": "·", "cut": "…"}
@@ -117,6 +117,8 @@ def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown:
         ("run", f"{_how(settings)} (of {folder / 'claims.json'})"),
     ):
         parts += _labelled(label, text, columns)
+    for number, explained in enumerate(terms(row)):
+        parts += _labelled("" if number else "terms", explained, columns)
     if row["measurements"]:
         parts += ["", *_numbers(row, columns, shown)]
         if settings.seeds > 1 or any(m["world"] == "time" for m in row["measurements"]):

@@ -9,7 +9,7 @@ import pytest
 from made_up_report import report_rows
 
 from minilora.claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, Settings
-from minilora.claims.report import count_verdicts, number, read_report, write_report
+from minilora.claims.report import TERMS, count_verdicts, number, read_report, terms, write_report
 from minilora.tools import screen
 from minilora.tools.cli import main
 
@@ -201,3 +201,15 @@ def test_show_refuses_in_a_sentence(report, tmp_path, capsys):
 
 def test_what_was_written_is_read_back(report):
     assert read_report(report) == (report_rows(), Settings(3))
+
+
+# ---- words that are taken for known ------------------------------------------------------------------
+
+
+def test_the_terms_that_a_claim_uses_are_explained_and_no_other(capsys):
+    rows, _ = read_report(Path(__file__).parents[2] / "figures")
+    explained = {row["id"]: [said.split(":")[0] for said in terms(row)] for row in rows}
+    assert explained["rank"] == ["planted", "Eckart–Young floor", "gap closed"] and explained["latency"] == []
+    assert {term for said in explained.values() for term in said} == TERMS.keys()
+    assert main(["show", "rank", "--out", str(Path(__file__).parents[2] / "figures")]) == 0
+    assert "\n     terms  planted: a problem made so that its best answer is known\n" in capsys.readouterr().out
