@@ -2,7 +2,7 @@
 
 Two train a part of the model: the last block alone (FT-Top), the biases alone (BitFit). Three add something: vectors
 before the text (prompt tuning, the paper's PreEmbed), keys and values before every attention's own (prefix tuning,
-in the place of the paper's PreLayer), small networks after attention and MLP (bottleneck adapters). Each freezes the
+in place of the paper's PreLayer), small networks after attention and MLP (bottleneck adapters). Each freezes the
 base and returns the parameters that train, as `add_lora` does. Last, one that trains everything, but only within a
 random subspace.
 
@@ -99,7 +99,7 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
             keys, values = attention.k_proj(normed).data[0], attention.v_proj(normed).data[0]  # (P, D)
             x = block(x)
             prefixed = PrefixAttention(attention, keys, values, model.config.context_length)
-            setattr(block, "attn", prefixed)  # noqa: B010 - a module in the place of another kind
+            setattr(block, "attn", prefixed)  # noqa: B010 - a module in place of another kind
             added += [prefixed.prefix_k, prefixed.prefix_v]
     return added
 
@@ -172,7 +172,7 @@ class RandomSubspace(Adam):
     """Adam on z alone, where θ = θ₀ + P z for a random P of n columns (Li et al. 2018): how many does a task need?
 
     Each row of P has one ±1, in a random column: the columns are orthogonal, and P is never stored as a matrix.
-    `collect_gradients` makes z's gradient of the model's, for clipping to bound; `step` does it where nobody has.
+    `collect_gradients` makes z's gradient from the model's, for clipping to bound; `step` does it otherwise.
     """
 
     def __init__(self, params: list[Parameter], n: int, lr: float, seed: int = 0) -> None:

@@ -1,6 +1,6 @@
 """What adapting a model costs: trainable parameters, and the bytes of everything that training keeps.
 
-For any GPT of minilora, and for the models of the paper, by formula alone: nobody needs 350 GB to read on.
+For any GPT of minilora, and for the models of the paper, by formula alone: no one needs 350 GB to follow.
 
 Letters: B batch · T time · D `d_model` · F `d_ff` · H heads · L layers · V vocabulary · P prefix · m adapter width ·
 r rank.

@@ -21,7 +21,7 @@ from .backend import to_numpy, xp
 
 
 def check_numbers(data: Any, copy: bool = False) -> Any:
-    """Real numbers of any kind as an array of the backend, Python's as float32; with `copy`, one that nobody else
+    """Real numbers of any kind as an array of the backend, Python's as float32; with `copy`, one that no one else
     holds. Raises `TypeError` for anything else."""
     if isinstance(data, Holder):
         raise TypeError("This is a Tensor already; use it as it is, or its detach().")

@@ -29,7 +29,7 @@ class Vocabulary:
             raise checks.unknown_character(error.args[0], text, len(self)) from None
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of a row of ids. Raises `ValueError` for one that is no character's."""
+        """The text of a row of ids. Raises `ValueError` for one that stands for no character."""
         row = np.asarray(ids).ravel().tolist()
         for i in row:
             if not 0 <= i < len(self):

@@ -98,7 +98,7 @@ def replace_unknown(text: str, vocabulary: Vocabulary) -> tuple[str, int]:
     """The text with every character missing from the vocabulary replaced, and how many those were.
 
     What looks like known characters becomes those: curly quotes straight ones, dashes "-", "é" "e", "…" three dots.
-    Accents and marks of their own that cannot be seen alone go; what is like nothing becomes "?".
+    Accents and other combining marks are dropped; what resembles no known character becomes "?".
     """
     known, counts = set(vocabulary.characters), Counter(text)
     likeness: dict[str, str] = {}

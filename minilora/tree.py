@@ -68,7 +68,7 @@ def replace(modules: Iterable[tuple[str, Any]], old: Any, new: Any) -> None:
 
 
 def _with(value: Any, old: Any, new: Any) -> Any:
-    """`value` with `new` in the place of `old`; lists and dictionaries stay the same objects, tuples are made anew."""
+    """`value` with `new` in place of `old`; lists and dictionaries stay the same objects, tuples are made anew."""
     if value is old:
         return new
     if isinstance(value, (list, dict)):
@@ -97,8 +97,8 @@ def check_container(name: Any, value: Any, kinds: tuple[type, ...]) -> None:
 
 
 def check_name(container: Any, name: Any) -> None:
-    """Raise `TypeError` for the key of a parameter or module in a dictionary that is no name."""
+    """Raise `TypeError` for the key of a parameter or module in a dictionary that is not a name."""
     if isinstance(container, dict) and (not isinstance(name, str) or not name or "." in name):
         raise TypeError(
-            f"The key {name!r} of a dictionary with parameters or modules is no name: use a text without dots."
+            f"The key {name!r} of a dictionary with parameters or modules is not a name: use text without dots."
         )

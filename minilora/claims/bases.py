@@ -122,7 +122,7 @@ _follower: Follower | None = None
 
 
 def follow(follower: Follower | None) -> None:
-    """Let `follower` see the steps of every training of this process from now on, in the place of the one before."""
+    """Let `follower` see the steps of every training of this process from now on, in place of the one before."""
     global _follower
     _follower = follower
 

@@ -63,7 +63,7 @@ class Part:
     measure: Callable[[Runs], Sequence[float]]  # of each base; empty where it was not run
     unit: str = ""  # "%" (of a measure that is a share of 1), "bits", "ms", "bytes", or nothing for a plain number
     rule: Rule | None = None
-    what: str = ""  # in the rule's sentence, in the place of the name: once for parts that share it
+    what: str = ""  # in the rule's sentence, in place of the name: once for parts that share it
     beside: bool = False  # judged, but not among what the claim as a whole depends on
 
     @property

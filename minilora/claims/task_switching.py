@@ -69,7 +69,7 @@ def run(configuration: Configuration) -> Result:
             remove_lora(model)
         first, second = folders.values()
         load_adapter(model, first)
-        load_adapter(model, second)  # in the place of the first
+        load_adapter(model, second)  # in place of the first
         swapped = logits()
         merge_lora(model)
         unmerge_lora(model)

@@ -1,4 +1,4 @@
-"""Linear, layer norm and cross-entropy: products in the place of sums, and few passes over memory."""
+"""Linear, layer norm and cross-entropy: products in place of sums, and few passes over memory."""
 
 from __future__ import annotations
 

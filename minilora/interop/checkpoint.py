@@ -23,7 +23,7 @@ FORMAT = "minilora checkpoint 1"
 
 
 class CheckpointError(ValueError):
-    """A file that is no whole checkpoint of minilora's, or not one of this model."""
+    """A file that is not a whole checkpoint of minilora's, or not one of this model."""
 
 
 def save_checkpoint(

@@ -77,7 +77,7 @@ def check_output(path: str | Path) -> None:
 
 
 def _temporary(place: Path) -> Path:
-    """A new empty file beside `place`, named after it as far as names may be long."""
+    """A new empty file beside `place`, named after it, as far as the limit on names allows."""
     handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name[:50]}.", suffix=".tmp")
     os.close(handle)
     return Path(name)
@@ -125,7 +125,7 @@ _DEEPEST = 100  # brackets within brackets, those in strings too: settings have 
 def parse_json(data: bytes, path: Path, error: type[ValueError]) -> dict[str, Any]:
     """The object in JSON that came from `path`. Raises `error` where it holds something else."""
     try:
-        text = data.decode("utf-8-sig")  # editors on Windows put a mark first, which is no part of the JSON
+        text = data.decode("utf-8-sig")  # editors on Windows put a mark first, which is not part of the JSON
         depth = 0
         for bracket in re.finditer(r"[][{}]", text):  # before parsing, whose memory grows with the depth
             depth += 1 if bracket.group() in "[{" else -1

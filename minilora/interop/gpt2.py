@@ -71,7 +71,7 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
             array = array.T  # (in, out) -> (out, in)
         for parameter_name, rows in zip(own, np.split(array, len(own)), strict=True):
             parameters[parameter_name].data = asarray(np.ascontiguousarray(rows))
-    if config.tied_head and "lm_head.weight" in files:  # saved once more by some
+    if config.tied_head and "lm_head.weight" in files:  # some save it a second time
         file, stored = files["lm_head.weight"]
         (head,) = file.read(stored)
         if not np.array_equal(head.astype(dtype), to_numpy(model.token_embedding.weight.data)):

@@ -88,7 +88,7 @@ _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 class AdapterError(ValueError):
-    """A folder that is no whole adapter, or one that this model or minilora cannot take."""
+    """A folder that does not hold a whole adapter, or holds one that this model or minilora cannot take."""
 
 
 def save_adapter(model: Module, folder: str | Path) -> None:

@@ -28,8 +28,8 @@ BROKEN_PIPE = 141  # as a shell counts a program that SIGPIPE ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for a refusal, 130 after Ctrl-C, 141 where whoever read the output
-    has gone (`| head -1`)."""
+    """Run one command; returns the exit status: 0, 2 for a refusal, 130 after Ctrl-C, 141 where the reader of the
+    output has gone (`| head -1`)."""
     _open_console()
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -94,7 +94,7 @@ def _open_console() -> None:
 
 
 def _close_console() -> None:
-    """Where what was said cannot be written any more, drop it: Python would try once more at its end, and complain."""
+    """Where output can no longer be written, drop it: Python would try again as it exits, and complain."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -72,7 +72,7 @@ def is_conversation() -> bool:
 
 
 def check_text(arguments: list[str], what: str = "argument") -> None:
-    """Raise `ValueError` for one that is no text, such as bytes of another encoding."""
+    """Raise `ValueError` for one that is not text, such as bytes of another encoding."""
     for argument in arguments:
         try:
             argument.encode()

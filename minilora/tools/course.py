@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PLACEHOLDER = "student"  # what STUDENT is in a notebook that nobody has put a name into
+PLACEHOLDER = "student"  # what STUDENT is in a notebook without a name
 
 
 def student_rng(student: str, exercise: str) -> np.random.Generator:

@@ -14,7 +14,7 @@ from ..tasks import TASKS, WIDTH, check_task
 
 CHECKPOINT_EVERY = 100  # steps
 
-# The least and the most of every whole number that can be said, whatever the command.
+# The least and the most of every whole number that can be given, whatever the command.
 _SIZE, _COUNT = 10**6, 10**9
 WHOLE: dict[str, tuple[int, int]] = {
     "seeds": (1, tuning.BASE),  # that base is for tuning

@@ -26,7 +26,7 @@ from ..interop.files import check_output
 from .screen import duration
 from .sweep import WorkerDiedError, check_address, dask_workers, process_pool, sweep, tell
 
-_GUESS_AFTER = 3  # seconds, before which nobody knows how long the rest takes
+_GUESS_AFTER = 3  # seconds; before that, how long the rest takes is anyone's guess
 Job = tuple[str, Configuration]  # the name of an experiment, and what to run
 
 
@@ -43,7 +43,7 @@ def reproduce(
     """Run the claims named (all where none is), write claims.json, claims.md, figures and report.html, return the rows.
 
     Runs that finished before are read, unless `fresh`. `scheduler` is the address of a Dask scheduler whose workers
-    run them in the place of `workers` processes here; what measures time always runs here, alone. `decided(row)` is
+    run them in place of `workers` processes here; what measures time always runs here, alone. `decided(row)` is
     called as soon as the last run of a claim is there, at once for a claim whose runs all finished before; if it fails,
     the report is made all the same, and then its error is raised.
     Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer, a folder
@@ -72,7 +72,7 @@ def reproduce(
             try:
                 with tqdm.external_write_mode():  # a bar makes way for the line, and comes back below it
                     decided(rows[claim.id])
-            except (OSError, ValueError) as error:  # as where nobody reads any more; the runs continue
+            except (OSError, ValueError) as error:  # such as a closed pipe; the runs continue
                 unsaid.append(error)
 
     def finished(name: str, kept: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def run_jobs(
 ) -> dict[str, dict[str, Any]]:
     """Name of each job -> {"result", "seconds"}: what was kept, and the rest run now and kept as it finishes.
 
-    Jobs asked for twice run once. Those that measure time run last, one by one, with nothing beside them. Where any is
+    Jobs asked for twice run once. Those that measure time run last, one by one, with nothing else running. Where any is
     left to run, `check()` may refuse first. `label` is what the progress bar says of a job. `finished(name, kept)` is
     called at once for each that was kept, and for each other when it has finished. Raises `ValueError` where runs are
     left whose results could not be kept, and `WorkerDiedError`, once the rest has finished, where a worker died twice.

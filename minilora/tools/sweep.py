@@ -48,7 +48,7 @@ def sweep(
     """[fn(c) for c in configurations], in their order, on any `concurrent.futures` executor, or a process a core.
 
     `callback(place, result)` follows each run as it finishes. The first exception stops the sweep; but a run whose
-    worker dies is run once more after the others, and then `WorkerDiedError` names those that failed again.
+    worker dies is run again after the others, and then `WorkerDiedError` names those that failed again.
     """
     if executor is None:
         with process_pool(max(1, min(available_cores(), len(configurations)))) as executor:
@@ -112,7 +112,7 @@ def process_pool(workers: int) -> Iterator[Executor]:
     try:
         yield executor
     except BaseException:
-        executor.terminate()  # a run may last a minute, and nobody wants its result any more
+        executor.terminate()  # a run may last a minute, and its result is no longer wanted
         raise
     finally:
         executor.shutdown(cancel_futures=True)
@@ -239,7 +239,7 @@ def dask_workers(address: str) -> Iterator[Executor]:
 
 
 def check_address(address: str) -> None:
-    """Raise `ValueError` where this is no scheduler's address."""
+    """Raise `ValueError` where this is not a scheduler's address."""
     parts = urlsplit(address)
     port = None
     with suppress(ValueError):  # not a number, or too large a one

@@ -515,7 +515,7 @@ def test_keys_that_are_no_names_are_refused(key):
     """1 and "1" would share a name, and state_dict would have one of the two."""
     model = Module()
     model.layers = {key: Linear(2, 2)}
-    with pytest.raises(TypeError, match="is no name: use a text without dots"):
+    with pytest.raises(TypeError, match="is not a name: use text without dots"):
         model.state_dict()
     model.layers = {key: "something else"}
     assert model.state_dict() == {}

@@ -220,7 +220,7 @@ def test_an_unknown_option_is_refused_with_its_command_s_usage(capsys):
 
 def test_an_adapter_that_takes_another_s_place_says_so(base, capsys):
     capsys.readouterr()
-    for place in ("", " in the place of the adapter that was there"):
+    for place in ("", " in place of the adapter that was there"):
         assert adapt(base) == 0
         assert capsys.readouterr().out.endswith(f"Saved in a{place}.\n")
 

@@ -118,7 +118,7 @@ def run(options: Options) -> None:
     optimizer = Adam(parameters, options.lr)
     schedule = linear_schedule(options.steps)
     train_with_bar(options, model, optimizer, data, schedule, checkpoint, made_of, clip=None)
-    replaced = " in the place of the adapter that was there" if (options.out / WEIGHTS).exists() else ""
+    replaced = " in place of the adapter that was there" if (options.out / WEIGHTS).exists() else ""
     save_adapter(model, options.out)
     checkpoint.unlink(missing_ok=True)
     trained = sum(p.size for p in parameters)

@@ -89,7 +89,7 @@ def run(options: Options) -> None:
 
 
 def _for_each_line(do: Callable[[str], None]) -> None:
-    """Do it with every line of standard input; one that is refused costs a sentence, not the others.
+    """Do it for every line of standard input; a line that is refused gets a sentence, and the others continue.
 
     Raises `ValueError` at the end where one of a file or a pipe was refused.
     """
@@ -110,7 +110,7 @@ def _lines() -> Iterator[str]:
     if sys.stdin is None:
         raise ValueError("There is no standard input to read prompts from: give one with --prompt.")
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text cost their own line only
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not text cost their own line only
     sign = "> " if is_conversation() else ""
     if sign:
         with suppress(ImportError):
