@@ -253,6 +253,14 @@ def test_gradients_and_functions_that_are_not_finite_are_reported():
         ml.gradcheck(F.log, np.array([-1.0, 1.0]))
 
 
+def test_a_tensor_that_is_there_twice_moves_in_both_places():
+    x = ml.Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    assert ml.gradcheck(lambda a, b: a * b, x, x)
+    assert np.array_equal(x.numpy(), [1.0, 2.0]) and x.grad is None
+    with pytest.raises(AssertionError, match="Input 0, index"):
+        ml.gradcheck(lambda a, b: record(a.data * b.data, (a, lambda g: g * b.data)), x, x)
+
+
 def test_float32_is_rejected_in_a_sentence():
     with pytest.raises(TypeError, match=r"gradcheck compares in float64; input 1 is float32: convert it first"):
         ml.gradcheck(lambda a, b: a * b, np.ones(2), np.ones(2, np.float32))
