@@ -200,13 +200,19 @@ class Readers(list):
         nodes = [node for reader in self if (node := _pending(reader))]
         if not nodes:
             return self.clear()
-        while isinstance(array.base, xp.ndarray):
-            array = array.base  # the owner of the memory, which other tensors may see through views of their own
+        array = owner(array)  # which other tensors may see through views of their own
         pair = None
         for node in nodes:
             if not any(known() is array for known, _ in node.handed_out):
                 pair = pair or (weakref.ref(array), array.copy())
                 node.handed_out.append(pair)
+
+
+def owner(array: Any) -> Any:
+    """The array whose memory this one is, or looks at."""
+    while isinstance(array.base, xp.ndarray):
+        array = array.base
+    return array
 
 
 def _pending(reader: weakref.ref[Any]) -> Any:
@@ -264,7 +270,7 @@ def check_attention(q: Any, k: Any, v: Any) -> None:
 def check_ids(ids: Any, count: int) -> np.ndarray:
     """The ids on the CPU, in an array that nobody else writes into: a GPU would wrap those outside silently."""
     host = _integers(ids, "ids")
-    _check_range(host, count, "id")
+    check_range(host, count, "id")
     return host.copy()
 
 
@@ -279,7 +285,7 @@ def check_targets(targets: Any, shape: tuple[int, ...], ignore_index: int, reduc
     counted = host != ignore_index
     if reduction == "mean" and not counted.any():
         raise ValueError(f"The loss has no target to average over: all {host.size} are ignored ({ignore_index}).")
-    _check_range(host[counted], shape[-1], "target")
+    check_range(host[counted], shape[-1], "target")
     return host, counted
 
 
@@ -290,7 +296,8 @@ def _integers(values: Any, name: str) -> np.ndarray:
     return host
 
 
-def _check_range(ids: np.ndarray, count: int, name: str) -> None:
+def check_range(ids: np.ndarray, count: int, name: str) -> None:
+    """Raise `ValueError` for the first that is no id of a vocabulary of `count`."""
     if ids.size and (ids.min() < 0 or ids.max() >= count):
         wrong = ids[(ids < 0) | (ids >= count)][0]
         raise ValueError(f"The {name} {wrong} is outside the vocabulary of {count}: use 0 to {count - 1}.")
@@ -484,10 +491,10 @@ def check_target_names(targets: Any) -> tuple[str, ...]:
     return names
 
 
-def check_rank(r: int, shapes: Mapping[str, tuple[int, int]]) -> None:
-    for name, shape in shapes.items():
-        if r > min(shape):
-            raise ValueError(f"The rank r must be at most min(out, in) = {min(shape)} for {name}, not {r}.")
+def check_rank(r: int, sizes: Mapping[str, tuple[int, int]], names: Iterable[str]) -> None:
+    for name in names:
+        if r > min(sizes[name]):
+            raise ValueError(f"The rank r must be at most min(out, in) = {min(sizes[name])} for {name}, not {r}.")
 
 
 def check_plain(layers: Mapping[str, Any]) -> None:
@@ -514,9 +521,9 @@ def refuse_backward(g: Any) -> Any:
     raise ValueError("A merged model cannot be trained: call unmerge_lora(model) first.")
 
 
-def check_not_merged(what: str, merged: bool) -> None:
+def check_unmerged(merged: bool) -> None:
     if merged:
-        raise ValueError(f"{what}: call unmerge_lora(model) first.")
+        raise ValueError("Weights cannot be loaded while LoRA is merged: call unmerge_lora(model) first.")
 
 
 def check_finite(merged: Mapping[str, Any]) -> None:

@@ -30,11 +30,9 @@ class Vocabulary:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of a row of ids. Raises `ValueError` for one that stands for no character."""
-        row = np.asarray(ids).ravel().tolist()
-        for i in row:
-            if not 0 <= i < len(self):
-                raise ValueError(f"The id {i} is outside the vocabulary of {len(self)}: use 0 to {len(self) - 1}.")
-        return "".join(self.characters[i] for i in row)
+        row = np.asarray(ids).ravel()
+        checks.check_range(row, len(self), "id")
+        return "".join(self.characters[i] for i in row.tolist())
 
 
 PRINTABLE = Vocabulary("\n" + "".join(map(chr, range(32, 127))))  # 96 characters: newline and ASCII

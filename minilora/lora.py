@@ -110,7 +110,7 @@ class LoRALinear(Module):
         return self.scaling * (self.lora_B.array @ self.lora_A.array)  # (out, r) @ (r, in) -> (out, in)
 
     def check_loadable(self) -> None:
-        checks.check_not_merged("Weights cannot be loaded while LoRA is merged", self.adapter.merged)
+        checks.check_unmerged(self.adapter.merged)
 
 
 def _initial_A(config: LoRAConfig, in_features: int, rng: Rng, dtype: Any) -> Array:
@@ -132,7 +132,7 @@ def add_lora(model: Module, config: LoRAConfig, seed: int | None = 0) -> list[Pa
     """
     checks.check_plain(lora_layers(model))
     sizes = linear_sizes(model)
-    checks.check_rank(config.r, {name: sizes[name] for name in matching_linears(model, config.target_modules)})
+    checks.check_rank(config.r, sizes, checks.match_targets(list(sizes), config.target_modules))
     return wrap(model, config, seed)
 
 
@@ -164,6 +164,7 @@ def shared_adapter(layers: dict[str, LoRALinear]) -> Adapter:
 
 
 def adapted(model: Module) -> tuple[dict[str, LoRALinear], Adapter]:
+    """Both of a model. Raises as `shared_adapter` does."""
     layers = lora_layers(model)
     return layers, shared_adapter(layers)
 
@@ -233,8 +234,10 @@ def lora_disabled(model: Module) -> Iterator[None]:
 
 def lora_state_dict(model: Module) -> dict[str, np.ndarray]:
     """Name -> copy of every lora_A and lora_B: the adapter alone. Raises `ValueError` where there is none."""
-    matrices = {name: (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)) for name, layer in adapted(model)[0].items()}
-    return {f"{name}.{part}": matrix.numpy() for name, pair in matrices.items() for part, matrix in pair}
+    state: dict[str, np.ndarray] = {}
+    for name, layer in adapted(model)[0].items():
+        state |= {f"{name}.lora_A": layer.lora_A.numpy(), f"{name}.lora_B": layer.lora_B.numpy()}
+    return state
 
 
 def matching_linears(model: Module, targets: tuple[str, ...]) -> list[str]:

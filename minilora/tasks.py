@@ -82,9 +82,8 @@ def _strings(B: int, rng: np.random.Generator, held_out: bool) -> list[str]:
         inside = np.arange(LONGEST) < lengths[:, None]
         checksum = (letters * inside * np.arange(1, LONGEST + 1)).sum(axis=1) % 10
         rows = np.flatnonzero((checksum == 0) == held_out)
-        words = (
-            np.array(list(LETTERS))[letters[rows]].view(f"U{LONGEST}").ravel()
-        )  # eight strings of one letter, seen as one of eight
+        # eight strings of one letter, seen as one of eight
+        words = np.array(list(LETTERS))[letters[rows]].view(f"U{LONGEST}").ravel()
         found += [word[:length] for word, length in zip(words.tolist(), lengths[rows].tolist(), strict=True)]
     return found[:B]
 

@@ -60,9 +60,9 @@ def leaves(root: Any, kinds: tuple[type, type]) -> Iterator[tuple[str, Any]]:
                 yield join(prefix, name), value
 
 
-def replace(modules: Iterable[tuple[str, Any]], old: Any, new: Any) -> None:
-    """Put `new` wherever one of the modules holds `old`, which may be in several places."""
-    for _, module in list(modules):
+def replace(named: Iterable[tuple[str, Any]], old: Any, new: Any) -> None:
+    """Put `new` wherever one of the named modules holds `old`, which may be in several places."""
+    for _, module in list(named):
         for name, value in vars(module).items():
             vars(module)[name] = _with(value, old, new)
 

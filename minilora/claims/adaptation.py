@@ -18,8 +18,7 @@ from ..autograd import Tensor, no_grad
 from ..backend import to_numpy
 from ..bases import Sampler, string_sampler
 from ..data import Batch, fixed
-from ..gpt import GPT
-from ..nn import Module, Parameter, evaluating
+from ..nn import Module, evaluating
 from ..optim import linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..texts import BITS
@@ -56,11 +55,6 @@ def adaptation(world: str, base: int, task: str, method: Method | str, **changes
     }
 
 
-def prepare(model: GPT, method: Method | str, seed: int) -> tuple[Module, list[Parameter]]:
-    """The model changed for a method, and the parameters that get gradients."""
-    return named(str(method)).prepare(model, seed)
-
-
 def learn(configuration: Configuration) -> tuple[Module, int]:
     """Train one configuration: the model, and how many numbers were trained. Raises `DivergedError`."""
     (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
@@ -91,7 +85,7 @@ def _from_few(sample: Sampler, B: int, seed: int) -> Sampler:
 
 def held_out(world: str, task: str, method: Method | str = FULL, seed: int = 2**31) -> list[Batch]:
     """512 examples or windows that no training ever saw, the same every time."""
-    return _held_out(world, task, named(str(method)).positions, seed)
+    return _held_out(world, task, named(method).positions, seed)
 
 
 @lru_cache(maxsize=16)
@@ -109,7 +103,7 @@ def run(configuration: Configuration) -> Result:
     batches = held_out(world, task, method, evaluation_seed)
     result: Result = {}
     if world == "text":
-        result["before"] = _before(seed, task, named(str(method)).positions, evaluation_seed)
+        result["before"] = _before(seed, task, named(method).positions, evaluation_seed)
     try:
         model, result["trainable"] = learn(configuration)
     except DivergedError:

@@ -65,9 +65,9 @@ class Method:
         return Adam(parameters, lr), sum(p.size for p in parameters)
 
 
-def named(name: str) -> Method:
-    """The method of that name."""
-    kind, *settings = name.split()
+def named(method: Method | str) -> Method:
+    """The method, which may be given by its name."""
+    kind, *settings = str(method).split()
     targets = settings.pop(0) if len(settings) > 1 else ""
     return Method(kind, int(settings[0]) if settings else 0, targets)
 

@@ -7,14 +7,15 @@ from typing import Any
 
 from ..autograd import Array, Node, Tensor
 from ..backend import xp
+from ..checks import owner
 from ..nn import Module
 
 
 def saved_bytes(loss: Tensor, model: Module) -> int:
-    """Bytes of the arrays that the graph below a loss keeps alive, each block of memory once, parameters aside."""
-    blocks = {id(block): block for node in _nodes(loss) for array in _held(node) for block in [_block(array)]}
-    parameters = {id(_block(p.array)) for p in model.parameters()}
-    return sum(block.nbytes for key, block in blocks.items() if key not in parameters)
+    """Bytes of the arrays that the graph below a loss keeps alive, each piece of memory once, parameters aside."""
+    owners = {id(kept): kept for node in _nodes(loss) for array in _held(node) for kept in [owner(array)]}
+    parameters = {id(owner(p.array)) for p in model.parameters()}
+    return sum(kept.nbytes for key, kept in owners.items() if key not in parameters)
 
 
 def _nodes(loss: Tensor) -> Iterator[Node]:
@@ -42,10 +43,3 @@ def _held(node: Node) -> Iterator[Array]:
             yield value.array
         elif isinstance(value, (list, tuple)):
             stack.extend(value)
-
-
-def _block(array: Array) -> Array:
-    """The array whose memory a view looks at."""
-    while isinstance(array.base, xp.ndarray):
-        array = array.base
-    return array

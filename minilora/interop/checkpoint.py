@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..gpt import GPT, GPTConfig
-from ..lora import LoRAConfig, lora_layers, shared_adapter, wrap
+from ..lora import LoRAConfig, adapted, lora_layers, shared_adapter, wrap
 from ..nn import Module
 from ..optim import Optimizer
 from .files import digest, parse_json, write_atomically
@@ -154,7 +154,7 @@ def load_model(path: str | Path) -> GPT:
             wrap(model, config, seed=None)
         model.load_state_dict(weights)
         if "lora" in header:
-            shared_adapter(lora_layers(model)).rng.bit_generator.state = header["dropout_rng"]
+            adapted(model)[1].rng.bit_generator.state = header["dropout_rng"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"The checkpoint {path} holds no GPT that minilora can rebuild: {error}") from error
     return model

@@ -26,6 +26,7 @@ from ..checks import match_targets, target_matches
 from ..lora import (
     LoRAConfig,
     LoRALinear,
+    adapted,
     linear_sizes,
     lora_layers,
     lora_state_dict,
@@ -98,7 +99,7 @@ def save_adapter(model: Module, folder: str | Path) -> None:
     training it on there (see `fused.py`). A crash at any moment leaves the old adapter or the new one.
     """
     state = lora_state_dict(model)
-    own = shared_adapter(lora_layers(model)).config
+    own = adapted(model)[1].config
     gpt2 = isinstance(model, GPT2)
     config, state = fuse(model, own, state) if isinstance(model, GPT2) else (own, state)
     fields = {

@@ -20,7 +20,6 @@ from ..budget import (
     readable,
     shape_of,
 )
-from ..claims.bases import base_configuration
 from ..claims.paper_figures import (
     AGREES,
     DIFFERS,
@@ -31,13 +30,9 @@ from ..claims.paper_figures import (
     paper_figures,
     read_printed,
 )
-from ..data import PRINTABLE
-from ..gpt import GPT, GPTConfig
-from ..interop.checkpoint import load_model
 from .console import program
-from .models import check_base_file
+from .models import base_of
 
-_SIZES = ("context_length", "d_model", "n_layers", "n_heads")
 _WIDTH = 80  # columns of a terminal that is never wider
 _SHORT = {EXACT: "exact", AGREES: "agrees", DIFFERS: "differs", NOT_DERIVABLE: "not stated"}
 _RIVAL = 16  # vectors of a prompt or prefix, and width of adapters, for comparison
@@ -64,25 +59,13 @@ def budget_text(
         raise ValueError("Give one model: --preset or --base, not both.")
     parts = []
     if preset_name is not None or base is not None:
-        shape = preset(preset_name) if preset_name is not None else _shape_of_base(str(base))
+        shape = preset(str(preset_name)) if base is None else replace(shape_of(base_of(base)[0]), name=base)
         parts.append(_model_text(shape, r, targets, batch, shape.context if time is None else time))
     if paper:
         parts.append(_paper_text(paper_figures(), full))
     if not parts:
         raise ValueError("Say whose budget to print: --preset NAME, --base FILE, or --paper.")
     return "\n\n".join(parts)
-
-
-def _shape_of_base(name: str) -> ModelShape:
-    """A recipe's base needs no pretraining to know its size."""
-    if name in ("strings", "text"):
-        recipe = base_configuration(name, 0)
-        sizes = {size: recipe[size] for size in _SIZES}
-        model = GPT(GPTConfig(vocab_size=len(PRINTABLE), **sizes), seed=None)
-    else:
-        check_base_file(name)
-        model = load_model(name)
-    return replace(shape_of(model), name=name)
 
 
 def _model_text(shape: ModelShape, r: int, targets: Sequence[str], batch: int, time: int) -> str:

@@ -34,12 +34,12 @@ def base_of(name: str) -> tuple[GPT, Vocabulary]:
     """A base that comes with minilora, or a file of `minilora pretrain`."""
     if name in ("strings", "text"):
         return load_base(name), PRINTABLE
-    check_base_file(name)
+    _check_base_file(name)
     model = load_model(name)
     return model, Vocabulary(read_notes(name).get("vocabulary", PRINTABLE.characters))
 
 
-def check_base_file(name: str) -> None:
+def _check_base_file(name: str) -> None:
     """Raise `ValueError` for the name of a base that neither comes with minilora nor is a file."""
     if not Path(name).exists():
         raise ValueError(

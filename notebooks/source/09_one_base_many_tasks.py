@@ -17,10 +17,11 @@ from progress import show_progress
 
 import minilora as ml
 from minilora.bases import held_out_strings, load_base, string_sampler
-from minilora.claims.adaptation import STEPS, adaptation, held_out, prepare, rate
+from minilora.claims.adaptation import STEPS, adaptation, held_out, rate
 from minilora.claims.adaptation import run as adapt_and_examine
 from minilora.claims.bases import SHIPPED, adapt, text_sampler
 from minilora.claims.figures import BLUE, GRAY, ORANGE, STYLE
+from minilora.claims.methods import named
 from minilora.data import PRINTABLE
 from minilora.lora import lora_layers
 from minilora.training import evaluate_exact_match
@@ -123,7 +124,7 @@ english, code = (held_out("text", which)[:3] for which in ("english", "code"))
 
 def forgetting(method):
     """Bits on code and on English, while code is learned."""
-    model, parameters = prepare(load_base("text"), method, 0)
+    model, parameters = named(method).prepare(load_base("text"), 0)
     path = []
 
     def measure(done):

@@ -1,4 +1,4 @@
-"""Text, splits, batches, string tasks, the planted problem."""
+"""Text, splits, batches, string tasks."""
 
 import sys
 
@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import data, tasks, texts
-from minilora.claims.planted import planted
 from minilora.data import PRINTABLE, Vocabulary
-from minilora.tools import demo
 
 
 def test_a_vocabulary_reads_what_it_wrote():
@@ -108,13 +106,6 @@ def test_string_functions(task, answer):
     assert tasks.TASKS[task][1]("badge") == answer
 
 
-def test_every_task_has_its_meaning_in_words():
-    assert demo.MEANINGS.keys() == tasks.TASKS.keys() and sorted(tasks.PRETRAINING + tasks.ADAPTATION) == sorted(
-        tasks.TASKS
-    )
-    assert tasks.question("revupper", "badge") == ("8badge>", "EGDAB")
-
-
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_only_the_answer_is_scored(task, rng):
     ids, targets = tasks.string_batch([task], 50, rng)
@@ -146,13 +137,6 @@ def test_exact_match_counts_whole_answers(rng):
     row, place = 2, np.flatnonzero(targets[2] != tasks.IGNORED)[1]
     logits[row, place] = np.eye(96)[95]
     assert tasks.exact_match(logits, targets) == 0.75
-
-
-def test_the_planted_change_has_the_spectrum_asked_for(rng):
-    _, change = planted(8, (3.0, 1.0), rng)
-    np.testing.assert_allclose(np.linalg.svd(change, compute_uv=False), [3, 1, 0, 0, 0, 0, 0, 0], atol=1e-12)
-    with pytest.raises(ValueError, match="at most 2"):
-        planted(2, (3.0, 1.0, 1.0), rng)
 
 
 def test_a_python_without_its_sources_or_its_reference_is_told_so(tmp_path, monkeypatch):

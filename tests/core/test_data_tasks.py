@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import data, tasks, texts
-from minilora.claims.planted import planted
 from minilora.data import PRINTABLE, Vocabulary
 from minilora.tasks import IGNORED
 
@@ -153,14 +152,3 @@ def test_exact_match_needs_every_counted_token_and_no_other():
     logits[0, 1, 0] = 9  # one of two tokens wrong
     logits[:, 0, 3] = 9  # where nothing is counted
     assert tasks.exact_match(logits, targets) == 0.5
-
-
-@given(d=st.integers(1, 12), seed=st.integers(0, 100), data=st.data())
-def test_the_planted_change_has_exactly_its_spectrum(d, seed, data):
-    k = data.draw(st.integers(1, d))
-    spectrum = np.sort(np.random.default_rng(seed).uniform(0.1, 5, k))[::-1]
-    w0, change = planted(d, spectrum, np.random.default_rng(seed))
-    assert w0.shape == change.shape == (d, d)
-    np.testing.assert_allclose(np.linalg.svd(change)[1], [*spectrum, *[0] * (d - k)], atol=1e-12)
-    again = planted(d, spectrum, np.random.default_rng(seed))
-    assert np.array_equal(again[0], w0) and np.array_equal(again[1], change)

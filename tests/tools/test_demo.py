@@ -12,7 +12,7 @@ import pytest
 import minilora as ml
 from minilora.bases import load_base, string_sampler
 from minilora.data import PRINTABLE, seeded
-from minilora.tasks import TASKS, question, string_batch
+from minilora.tasks import ADAPTATION, PRETRAINING, TASKS, question, string_batch
 from minilora.tools import console, demo
 from minilora.tools.cli import main
 
@@ -178,6 +178,11 @@ def test_tasks_lists_every_task_with_its_example_and_what_the_base_knows(capsys)
         assert (asked, right) == question(name, "badge")
         assert (f"  {name} " in known) == (demo.answer(load_base("strings"), asked) == right)
         assert (f"  {name} " in new) != (f"  {name} " in known)
+
+
+def test_every_task_has_its_meaning_in_words():
+    assert demo.MEANINGS.keys() == TASKS.keys() and sorted(PRETRAINING + ADAPTATION) == sorted(TASKS)
+    assert question("revupper", "badge") == ("8badge>", "EGDAB")
 
 
 def test_the_commands_that_tasks_names_run(capsys, monkeypatch, tmp_path):

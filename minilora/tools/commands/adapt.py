@@ -11,7 +11,7 @@ from typing import Any
 
 from ...interop.files import digest
 from ...interop.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
-from ...lora import LoRAConfig, add_lora, lora_layers, lora_state_dict, remove_lora, shared_adapter
+from ...lora import LoRAConfig, adapted, add_lora, lora_state_dict, remove_lora
 from ...optim import Adam, linear_schedule
 from ...texts import read_text
 from ..console import columns, line, say
@@ -104,7 +104,7 @@ def run(options: Options) -> None:
         own = same_file(options.adapter, options.out)
         made_of["adapter"] = "its --out" if own else digest({}, lora_state_dict(model))
         before, said = data.measure(model), data.said(model)
-        config = shared_adapter(lora_layers(model)).config
+        config = adapted(model)[1].config
         remove_lora(model)  # and put on again, so that --seed decides the dropout as it does without --adapter
     else:
         before, said = data.measure(model), data.said(model)
