@@ -1,4 +1,4 @@
-"""What is inside ΔW (§7.2, §7.3, App. G and H): spectra, the best matrix of a rank, similar subspaces, amplification.
+"""What is inside ΔW (§7.2, §7.3, App. G and H): spectra, the best matrix of rank k, similar subspaces, amplification.
 
 Matrices are (out, in) as everywhere. Singular vectors are compared only through the subspaces they span: their signs,
 and their order where singular values are equal, mean nothing.

@@ -75,8 +75,8 @@ class Node:
 
 
 def record(data: Array, *inputs: tuple[Tensor, Rule], view: bool = False) -> Tensor:
-    """The result of an operation as a Tensor, with its node where some input wants a gradient. `view`: the result looks
-    at the memory of its only input. A rule returns a new array, or g, or a view of g; never one that it has kept."""
+    """The result of an operation as a Tensor, with its node where some input wants a gradient. `view`: it shares
+    the memory of its only input. A rule returns a new array, or g, or a view of g; never one that it has kept."""
     out = Tensor.__new__(Tensor)
     out.array = data if isinstance(data, xp.ndarray) else xp.asarray(data)  # NumPy makes 0-d results scalars
     out.grad = out._node = None
@@ -194,7 +194,7 @@ class Tensor(checks.Holder):
         """`(..., n, k) @ (..., k, m) -> (..., n, m)`, leading axes broadcast; dA = G Bᵀ, dB = Aᵀ G. 1-D as in NumPy."""
         a, b = self, as_tensor(other, self)
         checks.check_product(a, b)
-        if a.ndim == 1:  # a row, and without that axis again
+        if a.ndim == 1:  # as a row; then drop that axis again
             y = a.reshape(1, -1) @ b
             return y.reshape(y.shape[:-1] if b.ndim == 1 else (*y.shape[:-2], y.shape[-1]))
         if b.ndim == 1:  # a column
@@ -281,7 +281,7 @@ class Tensor(checks.Holder):
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """A Tensor as it is, an array as a Tensor, a number, also in a 0-d array, as a Tensor of the dtype of `like`."""
+    """A Tensor as it is, an array as a Tensor, a number (or a 0-d array) as a Tensor of `like`'s dtype."""
     if isinstance(value, Tensor):
         return value
     number = isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0

@@ -36,7 +36,7 @@ xp: Any = _ArrayLibrary()
 def use_backend(name: str) -> None:
     """Choose the array library, `"numpy"` or `"cupy"`, once, before any tensor is made.
 
-    Where nothing is chosen, the first array asks the variable MINILORA_BACKEND, and NumPy computes without it.
+    Where nothing is chosen, the first array looks at the variable MINILORA_BACKEND; if unset, NumPy computes.
     Raises `ValueError` where the name is unknown, CuPy is not installed or no GPU answers.
     """
     if name == "numpy":
@@ -48,7 +48,7 @@ def use_backend(name: str) -> None:
 
 
 def use_array_library(library: Any, name: str) -> Any:
-    """Compute with any module that speaks NumPy's names; returns the one before. Tests put a stricter one in."""
+    """Compute with any module that has NumPy's names; returns the one used before. Tests put a stricter one in."""
     before = _current.library
     _current.library, _current.name = library, name
     xp.__dict__.clear()
@@ -134,5 +134,5 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def multiplies(function: _Function) -> _Function:
     """For whatever multiplies matrices: on Apple's Accelerate NumPy warns, in products that are right, of overflows and
     divisions that never happened (numpy#28687), and under `python -W error` a warning ends a program. What really
-    becomes infinite is met where losses and logits are looked at."""
+    becomes infinite is caught where losses and logits are checked."""
     return np.errstate(all="ignore")(function) if "accelerate" in BLAS.lower() else function

@@ -1,4 +1,4 @@
-"""What LoRA is compared with (§5.1): other ways to adapt a trained GPT by few parameters.
+"""What LoRA is compared with (§5.1): other ways to adapt a trained GPT with few parameters.
 
 Two train a part of the model: the last block alone (FT-Top), the biases alone (BitFit). Three add something: vectors
 before the text (prompt tuning, the paper's PreEmbed), keys and values before every attention's own (prefix tuning,
@@ -190,7 +190,7 @@ class RandomSubspace(Adam):
             p.grad = None
 
     def collect_gradients(self) -> None:
-        """∂L/∂z = Pᵀ ∂L/∂θ. Without any gradient of the model's, z has none either."""
+        """∂L/∂z = Pᵀ ∂L/∂θ. If the model has no gradient, neither has z."""
         for p, add_up, sign in zip(self.targets, self.sums, self.signs, strict=True):
             if p.grad is not None:
                 gradient = add_up(p.grad.reshape(-1) * sign)

@@ -44,7 +44,7 @@ class ModelShape:
 
 
 # The paper names these models; the sizes are those of their published configurations, and 2 bytes a number for GPT-3
-# is the paper's "350 GB". Both RoBERTas have one token type more; DeBERTa has positions relative to each other, a
+# is the paper's "350 GB". Both RoBERTas have one more token type; DeBERTa has positions relative to each other, a
 # LayerNorm for them, and a convolution of width 3 with a LayerNorm.
 PRESETS: dict[str, ModelShape] = {
     shape.name: shape
@@ -165,12 +165,12 @@ class Budget:
 
 
 def full_budget(shape: ModelShape, batch: int, time: int) -> Budget:
-    """Of full fine-tuning with Adam on B by T tokens, each a target. Raises `ValueError` for impossible sizes."""
+    """Full fine-tuning's budget with Adam on B by T tokens, each a target. Raises `ValueError` for impossible sizes."""
     return _budget(shape, full_count(shape), 0, activation_count(shape, batch, time))
 
 
 def lora_budget(shape: ModelShape, r: int, targets: Sequence[str], batch: int, time: int) -> Budget:
-    """Of LoRA with Adam (§4.2). Raises `ValueError` for what `lora_count` refuses, and for impossible sizes."""
+    """LoRA's budget with Adam (§4.2). Raises `ValueError` for what `lora_count` refuses, and for impossible sizes."""
     added = lora_count(shape, r, targets)
     return _budget(shape, added, added, activation_count(shape, batch, time, r, targets))
 
@@ -191,7 +191,7 @@ def activation_count(shape: ModelShape, batch: int, time: int, r: int = 0, targe
     """How many numbers minilora's tape keeps from a forward, with M = B·T rows; without `targets` everything trains.
 
     A block keeps, each (M, D) unless said: x̂ of both LayerNorms; the input of q, k, v; q, k and v; attention's
-    result, which is the input of o; its probabilities, one a pair of positions and head; the input of fc_in; GELU's
+    result, which is the input of o; its probabilities, one per head and pair of positions; the input of fc_in; GELU's
     derivative (M, F); the input of fc_out (M, F). The end keeps x̂, the head's input, and the probabilities (M, V).
 
     LoRA keeps no input of a frozen projection, (M, r) more for each target, and in the first block nothing that comes

@@ -1,6 +1,6 @@
 """Every refusal of the core, in a sentence: what was given, what is allowed, what to do.
 
-The files that a reader reads first call these before they compute anything, and stay with their formulas. Here is also
+The files that a reader reads first call these before they compute anything, and so keep to their formulas. Also here:
 the guard of the tape: an array that a rule has kept must be the same when the rule is used.
 """
 
@@ -139,7 +139,7 @@ def check_loss(tensor: Any) -> None:
 
 
 def steps_of(node: Any) -> Any:
-    """What a node still has to pass on; nothing of a leaf. Raises `ValueError` where it was walked before."""
+    """What a node still has to pass on; nothing for a leaf. Raises `ValueError` where it was walked before."""
     steps = getattr(node, "steps", ())
     if steps is None:
         raise ValueError(
@@ -176,8 +176,8 @@ def check_mean(tensor: Any) -> None:
 
 # ---- what a rule has kept ----------------------------------------------------------------------------
 #
-# Whoever takes `tensor.data` may write into it, and an array that a rule still needs would then give another gradient
-# than that of the loss computed. So `data` notes, for the nodes that read the array, what it held, and `backward`
+# Whoever takes `tensor.data` may write into it, and an array that a rule still needs would then give a gradient
+# other than that of the loss computed. So `data` notes, for the nodes that read the array, what it held, and `backward`
 # refuses to start where that has changed.
 
 
@@ -222,7 +222,7 @@ def _pending(reader: weakref.ref[Any]) -> Any:
 
 
 def check_unchanged(nodes: Iterable[Any]) -> None:
-    """Raise `ValueError` where an array that one of these operations read was written into since."""
+    """Raise `ValueError` where an array that one of these operations read has been written into since."""
     seen = {id(pair): pair for node in nodes for pair in getattr(node, "handed_out", ())}
     for reference, copy in seen.values():
         array = reference()
@@ -406,7 +406,7 @@ def check_stop_text(stop: str | None) -> None:
 
 
 def check_largest(logit: float) -> float:
-    if not np.isfinite(logit):  # -inf alone says "never this token"
+    if not np.isfinite(logit):  # a single -inf just says "never this token"
         raise ValueError(
             f"No token can be chosen, since the model's largest logit is {logit}: its weights or its adapter are not "
             "finite, as after training that diverged."
@@ -555,7 +555,7 @@ def match_targets(linears: Sequence[str], targets: tuple[str, ...]) -> list[str]
 
 
 def target_matches(name: str, target: str) -> bool:
-    """Whether a target means the module of that dotted name: all of it, or its end from a dot on."""
+    """Whether a target means the module of that dotted name: all of it, or its end after a dot."""
     return name == target or name.endswith("." + target)
 
 
@@ -570,7 +570,7 @@ def unknown_character(character: str, text: str, known: int) -> ValueError:
 
 
 def check_text(tokens: int, context_length: int, chunk: int, every: int) -> None:
-    """Raise `ValueError` where no chunk, of which every so many is held out, could fill a context."""
+    """Raise `ValueError` where no chunk, of which one in `every` is held out, could fill a context."""
     if chunk <= context_length:
         raise ValueError(
             f"The text has {tokens} tokens; a context of {context_length} needs at least "

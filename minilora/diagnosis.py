@@ -1,4 +1,4 @@
-"""What a gradient check says: of inputs it cannot check, and of the element of a gradient that is furthest off."""
+"""What a gradient check says: about inputs it cannot check, and the element of a gradient that is furthest off."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_shapes(gradients: Sequence[np.ndarray], points: Sequence[np.ndarray], 
 
 
 def of_copies(function: Callable[..., Any], name: str, arrays: Sequence[np.ndarray]) -> Any:
-    """function(*arrays), of copies, which it must leave as they are."""
+    """function(*arrays) on copies, which it must leave as they are."""
     copies = [array.copy() for array in arrays]
     result = function(*copies)
     check_untouched(name, copies, arrays)

@@ -24,7 +24,7 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, tolerance: float = 1e-6, 
     """Check the gradients of `fn(*inputs)` with respect to every input; returns True.
 
     Inputs are float64 arrays, of which `fn` gets copies, or Tensors (a model's parameters, say), whose data is
-    exchanged for the time of the check; those that do not require a gradient are left alone. A result that is not one
+    swapped out during the check; those that do not require a gradient are left alone. A result that is not one
     number is summed with random weights, so that no errors cancel. `tolerance` is relative to the largest gradient of
     all. Raises `AssertionError` naming the input, the index, and both derivatives, or the input that `fn` wrote into;
     `TypeError` for inputs that are not float64.
@@ -112,7 +112,7 @@ def _compare(
     first = value(some, points[some])
     diagnosis.check_values(first, value(some, points[some]), analytic)
     scale = max((float(np.max(np.abs(g))) for g in analytic.values() if g.size), default=0.0)
-    # What rounding alone does to a difference at the first step; a smaller step is given no more.
+    # What rounding alone does to a difference at the first step; a smaller step is allowed no more.
     rounding = 10 * float(np.finfo(np.float64).eps) * float(np.sum(np.abs(first))) / STEPS[0]
 
     for i, gradient in analytic.items():

@@ -19,7 +19,7 @@ class Groups:
     """Parameters in groups, each with its own `lr` and other settings, as in PyTorch.
 
     `params` is a list of parameters, or of dictionaries `{"params": [...], "lr": ...}` whose settings
-    stand for that group alone. Raises `ValueError` where there is no parameter, or one is frozen or given twice.
+    apply to that group alone. Raises `ValueError` where there is no parameter, or one is frozen or given twice.
     """
 
     slots: tuple[str, ...] = ()  # the arrays kept for each parameter

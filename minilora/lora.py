@@ -2,7 +2,7 @@
 
     h = W₀ x + s · B A x        (§4.1, eq. 3)        s = α/r
 
-A (r, in) starts Gaussian and B (out, r) zero, so the adapted model starts as the base exactly. LoRA wraps a `Linear`
+A (r, in) starts Gaussian and B (out, r) zero, so the adapted model starts exactly as the base. LoRA wraps a `Linear`
 from outside; the model knows nothing of it. The merged weight stands beside W₀, so that unmerging is exact.
 """
 
@@ -30,7 +30,7 @@ class LoRAConfig:
     """What to adapt, and how. Raises `TypeError` or `ValueError` for impossible settings.
 
     r: the rank. alpha: α; None means r, so that s = 1. target_modules: each a whole dotted name, or the end
-    of one from a dot on. dropout: on x before A, in training only. init: of A, "gaussian" (§4.1) with
+    of one after a dot. dropout: on x before A, in training only. init: of A, "gaussian" (§4.1) with
     standard deviation `init_std` (None: 1/√in; the paper gives none), or "kaiming", uniform in ±1/√in as in
     loralib. scaling: s is α/r, or α/√r (rsLoRA, Kalajdzievski 2023).
     """
@@ -184,7 +184,7 @@ def merge_lora(model: Module) -> None:
 
 
 def unmerge_lora(model: Module) -> None:
-    """As before `merge_lora`, bit for bit: W₀ was never touched. Raises `ValueError` if it is not merged."""
+    """Undo `merge_lora`, bit for bit: W₀ was never touched. Raises `ValueError` if it is not merged."""
     layers, adapter = adapted(model)
     checks.check_merged(adapter.merged, True)
     for layer in layers.values():

@@ -56,7 +56,7 @@ def question(name: str, s: str) -> tuple[str, str]:
 def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_out: bool = False) -> Batch:
     """ids (B, WIDTH) and targets (B, WIDTH) of examples of the tasks named, in equal shares on average.
 
-    A tenth of all strings is held out: with `held_out` only those are drawn, else never one of them.
+    A tenth of all strings is held out: with `held_out` only those are drawn, otherwise none of them.
     """
     for name in names:
         check_task(name)
@@ -68,7 +68,7 @@ def string_batch(names: Sequence[str], B: int, rng: np.random.Generator, held_ou
     rows = PRINTABLE.encode("".join(lines)).reshape(B, WIDTH + 1)
     targets = rows[:, 1:].copy()
     place = np.arange(WIDTH)
-    first = answers[:, None] + 1  # where ">" is read and the first answer letter is to be said
+    first = answers[:, None] + 1  # where ">" is read and the first answer letter is to be predicted
     targets[(place < first) | (place > first + answers[:, None])] = IGNORED
     return rows[:, :-1], targets
 

@@ -37,7 +37,7 @@ _SOURCES = ("argparse", "ast", "datetime", "decimal", "difflib", "inspect", "pic
 
 
 def python_source() -> str:
-    """Source code of the standard library of the Python that runs: code, for adapting a model of English.
+    """Source code of the running Python's standard library: code, for adapting a model of English.
 
     Raises `ValueError` where this Python comes without it.
     """
@@ -58,7 +58,7 @@ def read_text(path: str | Path) -> str:
     """A UTF-8 text file. Raises `ValueError` where it is missing, unreadable, empty or not text."""
     try:
         data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # the latter for what can be no file's name
+    except (OSError, ValueError) as error:  # the latter for what cannot be a file name
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"The text file {path} cannot be read: {reason}.") from None
     try:

@@ -42,7 +42,7 @@ if os.environ.get("MINILORA_TEXTBOOK", "0") in ("", "0"):
 
 @contextmanager
 def textbook() -> Iterator[None]:
-    """Within this context, in this thread, every operation runs as its own file writes it: the same numbers, slower."""
+    """Within this context, in this thread, every operation runs as written in its file: the same numbers, slower."""
     before, thread.textbook = thread.textbook, True
     try:
         yield
@@ -51,5 +51,5 @@ def textbook() -> Iterator[None]:
 
 
 def is_textbook() -> bool:
-    """Whether operations run here as their own files write them."""
+    """Whether operations run here as written in their own files."""
     return thread.textbook or not FASTER

@@ -19,7 +19,7 @@ from ..backend import SWITCHED, library, xp
 # Whether a buffer is free is never guessed from reference counts, which tracers, debuggers and new versions of Python
 # change. An array of the pool looks at its buffer through a sentinel made for it alone; whatever looks at the array's
 # memory, a view or a memoryview, keeps the sentinel alive, by the rules of Python's buffers. When the sentinel goes,
-# its weak reference, the lease, appends itself to the free list: by `list.append`, in which no tracer can step. (The
+# its weak reference, the lease, appends itself to the free list: by `list.append`, into which no tracer can step. (The
 # sentinel is an array, since the garbage collector, which clears weak references before it asks finalizers, does not
 # know arrays.)
 
@@ -30,7 +30,7 @@ _ROOM = 64 * 1024**2  # bytes that the pool may hold before it looks, between pe
 
 
 class _Lease(weakref.ref):
-    """Of one sentinel; it ends with it, and knows whose memory is free then."""
+    """The lease of one sentinel: it ends when that goes, and knows whose memory is then free."""
 
     __slots__ = ("memory",)
     memory: memoryview
@@ -94,7 +94,7 @@ class _Pool:
         for size, count in counts.items():
             shelf = self.shelves[size]
             del shelf.free[:count]
-            # An exception within `take`, of a signal handler say, may have lost a buffer that is free by now.
+            # An exception within `take`, from a signal handler say, may have lost a buffer that is free by now.
             free = {id(lease) for lease in shelf.free}
             shelf.leases = {key: lease for key, lease in shelf.leases.items() if key in free or lease() is not None}
             shelf.least = len(shelf.free)

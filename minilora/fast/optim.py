@@ -10,7 +10,7 @@ from .memory import empty
 
 
 def adam(p: Array, g: Array, m: Array, v: Array, t: int, lr: float, betas: tuple[float, float], eps: float) -> None:
-    """θ ← θ - ηₜ m/(√v + εₜ) with ηₜ = η c/(1 - β₁ᵗ), εₜ = ε c and c = √(1 - β₂ᵗ), which is one pass less."""
+    """θ ← θ - ηₜ m/(√v + εₜ) with ηₜ = η c/(1 - β₁ᵗ), εₜ = ε c and c = √(1 - β₂ᵗ), which is one pass fewer."""
     beta1, beta2 = betas
     correction = math.sqrt(1 - beta2**t)  # c
     scratch = xp.multiply(g, 1 - beta1, out=empty(g.shape, m.dtype))

@@ -13,7 +13,7 @@ from .memory import empty
 # With AVX-512, OpenBLAS has a kernel for products of at most a million multiplications that reads both matrices
 # where they lie; for a larger one it first copies them, strip by strip, into an order of its own. At the sizes of a
 # tiny model the copying costs more than it saves, so a large product is cut into a stack of small ones: a product
-# takes 0.75 to 0.95 of the time, and a training step 0.9. That kernel wants the right matrix by rows, beginning at a
+# takes 0.75 to 0.95 of the time, and a training step 0.9. That kernel wants the second matrix by rows, beginning at a
 # cache line.
 
 
@@ -24,7 +24,7 @@ def _small_product() -> int:
 
 
 _SMALL_PRODUCT = _small_product()
-_FEW_ROWS = 64  # fewer do not pay for bringing the right matrix into order
+_FEW_ROWS = 64  # fewer do not pay for putting the second matrix in order
 _LARGE = 2**16  # entries of a gradient of weights beyond which its parts cost more to write than they save
 _HEIGHT, _WIDTH, _DEPTH = 32, 64, 256  # of a tile of a gradient of weights, and the rows it sums over
 

@@ -19,7 +19,7 @@ def together(parents: Sequence[Tensor], backward: Backward) -> list[tuple[Tensor
     """Every parent with its rule, for `record`, where one function gives all gradients at once.
 
     `backward(g)` returns an array, or None where the parent wants none, for each. It runs when the first rule is asked,
-    and what it returned is kept until the last one was.
+    and what it returned is kept until the last one has been.
     """
     wanted = [place for place, parent in enumerate(parents) if parent.requires_grad]
     waiting: dict[int, Array | None] = {}  # place -> its gradient

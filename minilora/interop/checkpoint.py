@@ -125,7 +125,7 @@ def _with_base(header: dict[str, Any], weights: dict[str, np.ndarray], model: Mo
 
 
 def _check_settings(header: dict[str, Any], model: Module) -> None:
-    """Raise `ValueError` where the sizes are others, or the shapes would fit and yet make another function."""
+    """Raise `ValueError` where the sizes differ, or the shapes would fit and yet make another function."""
     if isinstance(model, GPT):
         saved_sizes, sizes = dataclasses.asdict(GPTConfig(**header["gpt"])), dataclasses.asdict(model.config)
         others = [name for name in sizes if saved_sizes[name] != sizes[name]]
@@ -180,7 +180,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
         header = parse_json(bytes(arrays.pop("header")), Path(path), ValueError)
         if header["format"] != FORMAT:
             raise ValueError(header["format"])
-        saved = header.pop("digest", None)  # files of the first days have none
+        saved = header.pop("digest", None)  # the earliest files have none
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of minilora's ({FORMAT!r} is missing).") from error
     if saved not in (None, digest(header, arrays)):

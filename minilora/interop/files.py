@@ -1,5 +1,5 @@
 """Files that can be trusted: written so that a crash at any moment leaves the old one or the new one, whole, and read
-so that whatever stands in them ends as arrays of finite floats or as one error."""
+so that whatever is in them ends up as arrays of finite floats or as one error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there in one step.
 
     A link stays, and what it leads to is replaced. Raises `ValueError` where the folder cannot be written to, or
-    something else than a file stands there.
+    something other than a file stands there.
     """
     place = output_place(path)
     temporary = None
@@ -40,9 +40,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def output_place(path: str | Path) -> Path:
-    """Where a file written to `path` ends: there, or where the link that stands there leads.
+    """Where a file written to `path` ends up: there, or where the link that is there leads.
 
-    Raises `ValueError` where something else than a file or a link to one stands: a folder, a device, a pipe. Moving a
+    Raises `ValueError` where something other than a file or a link to one stands: a folder, a device, a pipe. Moving a
     file onto a device would put that file in the device's place.
     """
     try:
@@ -62,9 +62,9 @@ def output_place(path: str | Path) -> Path:
 
 
 def check_output(path: str | Path) -> None:
-    """Raise `ValueError` where `write_atomically` could not write `path`: to ask before the work whose result it is.
+    """Raise `ValueError` where `write_atomically` could not write `path`: to ask before the work that makes it.
 
-    Its folder may be missing; then whether it could be made is asked. Nothing is left behind.
+    Its folder may be missing; then this asks whether it could be made. Nothing is left behind.
     """
     place = output_place(path)
     folder = place.parent

@@ -1,11 +1,11 @@
-"""An adapter on q, k and v apart, and the same adapter on GPT-2's one `c_attn`, as PEFT has it.
+"""An adapter on q, k and v apart, and the same adapter on GPT-2's one `c_attn`, as PEFT stores it.
 
 Those of q, k, v that have LoRA become one block adapter. For q and v of rank r:
 
     A = [A_q; A_v]  (2r, D)        B = [[B_q, 0], [0, 0], [0, B_v]]  (3D, 2r)        B A = [B_q A_q; 0; B_v A_v]
 
-A file has one rank, so what stands beside `c_attn` is filled up with zeros. The block form computes the same in PEFT;
-training it on there is another matter, since PEFT would move the zeros too and so mix q with v.
+A file has one rank, so what stands beside `c_attn` is padded with zeros. The block form computes the same in PEFT;
+training it further there is another matter, since PEFT would move the zeros too and so mix q with v.
 
 loralib's `MergedLinear`, and PEFT's up to 0.2, store the same without the zeros: with enable_lora = [True, False, True]
 A as above and B = [B_q; B_v] (2D, r).

@@ -31,7 +31,7 @@ FUSED = {
     "mlp.c_fc": ("mlp.fc_in",),
     "mlp.c_proj": ("mlp.fc_out",),
 }
-# Settings that change what GPT-2 computes, and the values that minilora's GPT has; absent ones are the first.
+# Settings that change what GPT-2 computes, and the values that minilora's GPT has; where absent, the first.
 _COMPUTED = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
@@ -156,7 +156,7 @@ def stored_tensors(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...], tu
 
 
 def _is_matrix(name: str) -> bool:
-    """Of a block, and so stored (in, out); embeddings and the head are not."""
+    """Whether it belongs to a block, and so is stored (in, out); embeddings and the head are not."""
     return any(name.endswith(f".{module}.weight") for module in FUSED)
 
 

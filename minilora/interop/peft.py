@@ -96,7 +96,7 @@ def save_adapter(model: Module, folder: str | Path) -> None:
     """Write the adapter of a model with LoRA. Raises `ValueError` where there is none or it cannot be written.
 
     On a model of `load_gpt2`, q, k and v become one block adapter on `c_attn`: equal for inference in PEFT, not for
-    training it on there (see `fused.py`). A crash at any moment leaves the old adapter or the new one.
+    training it further there (see `fused.py`). A crash at any moment leaves the old adapter or the new one.
     """
     state = lora_state_dict(model)
     own = adapted(model)[1].config
@@ -224,7 +224,7 @@ def _with_adapter(folder: Path) -> Path:
 def _read(folder: Path, model: Module) -> tuple[LoRAConfig, State, str | None]:
     """What a folder holds, as this model needs it: settings, arrays by name, and the digest of its base if known.
 
-    Raises `AdapterError` for files that are not in order, `ValueError` for an adapter that does not fit.
+    Raises `AdapterError` for files that are not sound, `ValueError` for an adapter that does not fit.
     """
     sizes = fused_sizes(model) if isinstance(model, GPT2) else linear_sizes(model)
     path = folder / CONFIG
@@ -290,7 +290,7 @@ def _tensor_names(file: SafetensorsFile, fused: bool) -> tuple[dict[str, str], l
             others.append(key)
             continue
         module, part, adapter = match.groups()
-        if fused:  # PEFT's wrapped a bare GPT2Model, if there is no "transformer."
+        if fused:  # PEFT wrapped a bare GPT2Model if there is no "transformer."
             module = re.sub(r"^(?=h\.\d)", "transformer.", module)
         adapters.add(adapter or "one without a name")
         name = f"{module}.lora_{part}"
@@ -355,7 +355,7 @@ def _check_fields(fields: dict[str, Any], path: Path, fused: bool) -> None:
 def _targets(fields: dict[str, Any], modules: list[str], linears: list[str]) -> tuple[str, ...]:
     """The targets: those of a list as they stand, or the shortest names for the modules that another choice means.
 
-    `modules` are those that have tensors in the file; where a choice cannot be told otherwise, they are what is meant.
+    `modules` are those that have tensors in the file; where a choice is unclear otherwise, they are what is meant.
     """
     targets, excluded, layers = (fields.get(n) for n in ("target_modules", "exclude_modules", "layers_to_transform"))
     layers = layers if isinstance(layers, list) else [layers] if type(layers) is int else []
@@ -410,13 +410,13 @@ def _lora_config(fields: dict[str, Any], targets: tuple[str, ...], path: Path) -
 
 
 def _digest(config: LoRAConfig, made_of: str, base: str | None, state: State) -> str:
-    """Of the settings as the file has them and as minilora had them, of the base's digest, and of every array."""
+    """A digest of the settings as in the file and as in minilora, of the base's digest, and of every array."""
     settings = {"file": asdict(config), "minilora": made_of}
-    return digest(settings if base is None else {**settings, "base": base}, state)  # files of the first days have none
+    return digest(settings if base is None else {**settings, "base": base}, state)  # the earliest files have none
 
 
 def _base_parameters(model: Module) -> dict[str, Parameter]:
-    """Name -> parameter of the model without its adapter: the same adapted, merged or plain."""
+    """Name -> parameter of the model without its adapter: the same whether adapted, merged or plain."""
     adapters = {id(p) for layer in lora_layers(model).values() for p in (layer.lora_A, layer.lora_B)}
     return {name: p for name, p in model.named_parameters() if id(p) not in adapters}
 

@@ -21,7 +21,7 @@ def step_bar(steps: int, start: int = 0, leave: bool = True) -> Any:
 
 
 def program() -> str:
-    """How this program is called from here: "minilora", or as it was called where that is not found by its name."""
+    """How this program is called from here: "minilora", or as it was called where no such command is found."""
     called = Path(sys.argv[0])
     if shutil.which("minilora") is None:
         if called.stem == "minilora":
@@ -57,7 +57,7 @@ def _has_colours() -> bool:
 
 
 def say(text: str) -> None:
-    """Print now, and say so where it cannot be printed: Python itself would at its end, too late for an exit status."""
+    """Print now, and say so where it cannot be printed: Python would only at its end, too late for an exit status."""
     try:
         print(text, flush=True)
     except BrokenPipeError:

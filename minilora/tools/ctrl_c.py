@@ -1,4 +1,4 @@
-"""Ctrl-C in the first second of a command, which imports, ends it without a traceback: `main`, which answers it later,
+"""Ctrl-C in the first second of a command, as it imports, ends it without a traceback: `main`, which answers it later,
 is not there yet. To be imported first. Where a program imports minilora, this changes nothing."""
 
 from __future__ import annotations

@@ -141,13 +141,13 @@ def train_with_bar(
 
 
 def settings_of(options: TrainingOptions) -> dict[str, Any]:
-    """The options that decide what training computes; of files not the names, since what they hold decides."""
+    """The options that decide what training computes; but no file names, since what the files hold decides."""
     left_out = ("out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 
 def check_same_run(options: TrainingOptions, made_of: dict[str, str | None], checkpoint: Path) -> None:
-    """Raise `ValueError` where a checkpoint is of a run of other options or files: going on would be neither run."""
+    """Raise `ValueError` where a checkpoint is from a run with other options or files: going on would mix the two."""
     notes, own = read_notes(checkpoint), settings_of(options)
     saved = notes.get("run", {})
     for name, value in own.items():

@@ -49,7 +49,7 @@ def _check_base_file(name: str) -> None:
 
 
 def known(options: ModelOptions, text: str, vocabulary: TextCodec) -> str:
-    """The text; with --replace as the base can read it, and how many characters that took is said."""
+    """The text; with --replace as the base can read it, saying how many characters that took."""
     if not options.replace:
         return text
     assert isinstance(vocabulary, Vocabulary)

@@ -144,7 +144,7 @@ def data_options(sub: argparse.ArgumentParser, text: str) -> None:
 def training_options(
     sub: argparse.ArgumentParser, lr: float, steps: int, batch: int, gpt2: dict[str, Any] | None = None
 ) -> None:
-    """`gpt2` holds other defaults for that base; which ones stand is known once the base is."""
+    """`gpt2` holds other defaults for that base; which ones apply is known once the base is."""
     sub.add_argument("--steps", type=int, default=steps, help=f"({steps})")
     for name, kind, value, text in (("lr", float, lr, "learning rate"), ("batch", int, batch, "sequences a step")):
         also = f"; GPT-2: {gpt2[name]:g}" if gpt2 else ""

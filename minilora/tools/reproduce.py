@@ -44,7 +44,7 @@ def reproduce(
 
     Runs that finished before are read, unless `fresh`. `scheduler` is the address of a Dask scheduler whose workers
     run them in place of `workers` processes here; what measures time always runs here, alone. `decided(row)` is
-    called as soon as the last run of a claim is there, at once for a claim whose runs all finished before; if it fails,
+    called as soon as the last run of a claim is done, at once for a claim whose runs all finished before; if it fails,
     the report is made all the same, and then its error is raised.
     Raises `ValueError` for an unknown claim, fewer than one seed or worker, a scheduler that does not answer, a folder
     or a cache that cannot be written, or where no figure can be drawn: before anything runs; and at the end for a
@@ -221,7 +221,7 @@ def _sweep(
 
         def move() -> None:
             running = progress()
-            # A run that has ended is no longer among those that run a moment before it counts as done.
+            # A run that has ended leaves the running ones a moment before it counts as done.
             bar.n = max(bar.n, min(done + sum(step / steps for step, steps, _ in running), len(jobs)))
             elapsed = bar.format_dict["elapsed"]
             early = elapsed < _GUESS_AFTER or not bar.n

@@ -84,7 +84,7 @@ def cut(text: str, most: int, sign: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the words of a clock on the wall: "45 s", "12 min 5 s"."""
+    """In the words of everyday life: "45 s", "12 min 5 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

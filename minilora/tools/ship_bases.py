@@ -1,6 +1,6 @@
 """Make the two bases that come with the package: `python -m minilora.tools.ship_bases`, two minutes on one core.
 
-Another computer's sums are rounded in another order, so that it makes other bases, equally good.
+Another computer rounds its sums in a different order, so it makes different bases, equally good.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class _ProcessPool(Executor):
         return ProcessPoolExecutor(1, spawn, initializer=_start_worker, initargs=(place, self._board))
 
     def progress(self) -> list[tuple[int, int, float]]:
-        """What each busy process last told by `tell`: steps done, steps in all, loss."""
+        """What each busy process last reported by `tell`: steps done, steps in all, loss."""
         told = [self._board[place : place + 3] for place in range(0, len(self._board), 3)]
         return [(int(done), int(steps), loss) for done, steps, loss in told if steps]
 
@@ -189,7 +189,7 @@ _slot: tuple[Any, int] | None = None  # of this worker: the board that it shares
 
 
 def _block_ctrl_c() -> None:
-    """In this thread, and so in the processes that it starts, which would else answer while they import."""
+    """In this thread, and so in the processes that it starts, which would otherwise answer while they import."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 

@@ -31,7 +31,7 @@ from ..options import (
     training_options,
 )
 
-# What adapt takes where nothing is said. For GPT-2 the paper's settings (Table 11), on shorter sequences.
+# What adapt uses where no option is given. For GPT-2 the paper's settings (Table 11), on shorter sequences.
 ADAPT: dict[str, Any] = {"lr": 1e-2, "batch": 32}
 ADAPT_GPT2: dict[str, Any] = {"lr": 2e-4, "batch": 8}
 LORA: dict[str, Any] = {"r": 8, "alpha": None, "targets": "q_proj,v_proj", "dropout": 0.0}
