@@ -3,14 +3,15 @@
 Two train a part of the model: the last block alone (FT-Top), the biases alone (BitFit). Three add something: vectors
 before the text (prompt tuning, the paper's PreEmbed), keys and values before every attention's own (prefix tuning,
 in place of the paper's PreLayer), small networks after attention and MLP (bottleneck adapters). Each freezes the
-base and returns the parameters that train, as `add_lora` does. Last, one that trains everything, but only within a
-random subspace.
+base and returns the parameters that train, as `add_lora` does. Last, two that train the whole model, but only within a
+random subspace of its weights, or only a random subset of them.
 
 Letters: B batch · T time · P prefix · D `d_model` · H heads · V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,50 @@ class RandomSubspace(Adam):
         super().step()
         for p, start, column, sign in zip(self.targets, self.starts, self.columns, self.signs, strict=True):
             p.data = start + (self.z.array[column] * sign).reshape(start.shape)
+
+
+class RandomSubset(Adam):
+    """Adam on n weights drawn from all, where the others stay as they are: "only some of the parameters are used".
+
+    Beside `RandomSubspace` and LoRA it tells a few weights from a few directions. `collect_gradients` takes theirs from
+    the model's, for clipping to bound; `step` does it otherwise. Raises `ValueError` for more than there are.
+    """
+
+    def __init__(self, params: list[Parameter], n: int, lr: float, seed: int = 0) -> None:
+        self.targets = list(params)
+        ends = np.cumsum([0, *(p.size for p in params)])
+        if not 1 <= n <= ends[-1]:
+            raise ValueError(f"A subset has 1 to {ends[-1]:,} weights of this model, not {n:,}.")
+        drawn = np.sort(np.random.default_rng(seed).choice(int(ends[-1]), n, replace=False))
+        inside = [drawn[(start <= drawn) & (drawn < end)] - start for start, end in itertools.pairwise(ends)]
+        self.places = [asarray(places) for places in inside]
+        start = xp.concatenate([p.array.reshape(-1)[at] for p, at in zip(params, self.places, strict=True)])
+        self.chosen = Parameter(start)
+        super().__init__([self.chosen], lr)
+
+    def zero_grad(self) -> None:
+        for p in [*self.targets, self.chosen]:
+            p.grad = None
+
+    def collect_gradients(self) -> None:
+        """The chosen weights' entries of ∂L/∂θ. If the model has no gradient, neither have they."""
+        if any(p.grad is not None for p in self.targets):
+            entries = [
+                xp.zeros(len(at), dtype=p.dtype) if p.grad is None else p.grad.reshape(-1)[at]
+                for p, at in zip(self.targets, self.places, strict=True)
+            ]
+            self.chosen.grad = xp.concatenate(entries)
+            for p in self.targets:
+                p.grad = None  # it went into theirs
+
+    def step(self) -> None:
+        self.collect_gradients()
+        super().step()
+        taken = 0
+        for p, at in zip(self.targets, self.places, strict=True):
+            weights = p.array.copy()
+            weights.reshape(-1)[at] = self.chosen.array[taken : taken + len(at)]
+            p.data, taken = weights, taken + len(at)
 
 
 # ---- helpers -----------------------------------------------------------------------------------------
