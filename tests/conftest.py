@@ -104,7 +104,7 @@ def tiny_bases(monkeypatch):
     """Untrained small models instead of the pretrained bases, two steps instead of hundreds, few examples. Gives a
     function that forgets what was remembered of them."""
     from minilora import claims
-    from minilora.claims import adaptation, bases
+    from minilora.claims import adaptation, bases, sweeps
     from minilora.data import fixed
     from minilora.tasks import WIDTH
     from minilora.training import evaluate
@@ -131,10 +131,11 @@ def tiny_bases(monkeypatch):
             cached.cache_clear()
 
     replaced = {"pretrained": base, "fixed": few, "evaluate_exact_match": some_right, "exact_match": some_match}
-    for module in (adaptation, bases, *(sys.modules[claim.draw.__module__] for claim in claims.CLAIMS)):
+    for module in (adaptation, bases, sweeps, *(sys.modules[claim.draw.__module__] for claim in claims.CLAIMS)):
         for name, value in replaced.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(adaptation, "_tuned", lambda setting, method: 0.01)
     for world, steps in (("strings", 6), ("text", 8)):
         monkeypatch.setitem(adaptation.STEPS, world, steps)
     forget()

@@ -6,14 +6,19 @@ from . import (
     adaptation,
     alpha_learning_rate,
     amplification,
+    forgetting,
+    full_quality,
     init_scaling,
     intrinsic_dimension,
     intrinsic_rank,
+    invariance,
     latency,
     low_data,
     rank,
+    rank_scaling,
     rivals,
     subspaces,
+    sweeps,
     task_switching,
     training_cost,
     which_matrices,
@@ -22,12 +27,15 @@ from . import (
 from .claim import Claim, Configuration, Experiment
 
 _FILES = (
-    zero_init, alpha_learning_rate, init_scaling, rank, which_matrices, rivals,
-    latency, training_cost, task_switching, low_data, intrinsic_dimension,
-    intrinsic_rank, subspaces, amplification,
+    zero_init, alpha_learning_rate, invariance, rank_scaling, init_scaling, rank, which_matrices, full_quality, rivals,
+    latency, training_cost, task_switching, low_data, forgetting, intrinsic_dimension, intrinsic_rank, subspaces,
+    amplification,
 )  # fmt: skip
 CLAIMS: tuple[Claim, ...] = tuple(file.CLAIM for file in _FILES)
-SHARED = {adaptation.NAME: adaptation.EXPERIMENT}  # name -> experiment whose runs several claims read
+SHARED = {
+    adaptation.NAME: adaptation.EXPERIMENT,
+    sweeps.NAME: sweeps.EXPERIMENT,
+}  # name -> experiment whose runs several claims read
 
 
 def find(names: list[str]) -> list[Claim]:

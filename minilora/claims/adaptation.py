@@ -1,7 +1,7 @@
 """The experiment that most claims share: a base learns a task by one method, and is then examined.
 
-A method, one of methods.py or its name, has a learning rate of its own, from a committed file that `minilora reproduce
---tune` makes, on a base that no report uses.
+A method, one of methods.py or its name, has a learning rate of its own for each length of training, from a committed
+file that `minilora reproduce --tune` makes, on two bases that no report uses.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from ..optim import linear_schedule
 from ..tasks import IGNORED, exact_match
 from ..texts import BITS
 from ..training import DivergedError, counted_targets, evaluate
-from .bases import adapt, pretrained, seed_of, text_sampler
+from .bases import adapt, pretrained, seeds, text_sampler
 from .claim import Configuration, Experiment, Result, Runs, Settings
 from .measures import mean, select
 from .methods import FULL, Method, named
 
 NAME = "adaptation"
 STEPS = {"strings": 300, "text": 400}
-_BATCH = {"strings": 32, "text": 16}
+LONG = {"strings": 1000, "text": 1200}
+LENGTHS: dict[str, dict[str, int | None]] = {"short": dict.fromkeys(STEPS), "long": {**LONG}}
+_BATCH = {"strings": 32, "text": 8}
 _WORST = 10.0  # bits; what a run that diverged counts
 
 
@@ -42,15 +44,19 @@ def steps_of(world: str, settings: Settings) -> int:
 def adaptation(world: str, base: int, task: str, method: Method | str, **changes: Any) -> Configuration:
     """The configuration of one run: a base of a world learns a string task, or "code" from "text".
 
-    Changes: lr and steps; seed, of A's start and of the data; init_std of A; examples, to learn from that many only.
+    Changes: lr and steps; adapter_seed, of A's start, and data_seed, of the batches; init_std of A; examples, to learn
+    from that many only; shortened, by how many characters the context is cut when the model is read once more. The
+    learning rate is the one tuned for such a run, if not given.
     """
+    steps = changes.pop("steps", STEPS[world])
     return {
         "experiment": NAME,
         "base": [world, base],
         "task": task,
         "method": str(method),
-        "lr": changes.pop("lr", None) or rate(world, method),
-        "steps": STEPS[world],
+        "lr": changes.pop("lr", None) or rate(world, method, steps, changes.get("examples")),
+        "steps": steps,
+        **seeds(base),
         **changes,
     }
 
@@ -58,17 +64,17 @@ def adaptation(world: str, base: int, task: str, method: Method | str, **changes
 def learn(configuration: Configuration) -> tuple[Module, int]:
     """Train one configuration: the model, and how many numbers were trained. Raises `DivergedError`."""
     (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
-    steps, lr, seed = configuration["steps"], configuration["lr"], configuration.get("seed", seed_of(base))
+    steps, lr, seed, data_seed = (configuration[name] for name in ("steps", "lr", "adapter_seed", "data_seed"))
     method = named(method)
     model, parameters = method.prepare(pretrained(world, base), seed, configuration.get("init_std"))
     if world == "strings":
         sample = string_sampler((task,), _BATCH[world])
         if "examples" in configuration:
-            sample = _from_few(string_sampler((task,), configuration["examples"]), _BATCH[world], seed)
+            sample = _from_few(string_sampler((task,), configuration["examples"]), _BATCH[world], data_seed)
     else:
         sample = text_sampler(task, _BATCH[world], room=method.positions)
     optimizer, trained = method.optimizer(parameters, lr, seed)
-    adapt(model, optimizer, sample, steps, seed, linear_schedule(steps))
+    adapt(model, optimizer, sample, steps, data_seed, linear_schedule(steps))
     return model, trained
 
 
@@ -96,25 +102,26 @@ def _held_out(world: str, task: str, room: int, seed: int) -> list[Batch]:
 
 
 def run(configuration: Configuration) -> Result:
-    """Bits a character of the answer or text, and how many numbers were trained; for strings also the share answered
-    exactly, for text also the bits before, and those of each window's last 16 characters."""
-    (world, seed), task, method = (configuration[name] for name in ("base", "task", "method"))
+    """Bits a character of the answer or text before and after, and how many numbers were trained; for strings also the
+    share answered exactly, for text also the bits of each window's last 16 characters."""
+    (world, base), task, method = (configuration[name] for name in ("base", "task", "method"))
     evaluation_seed = configuration.get("evaluation_seed", 2**31)
     batches = held_out(world, task, method, evaluation_seed)
-    result: Result = {}
-    if world == "text":
-        result["before"] = _before(seed, task, named(method).positions, evaluation_seed)
+    result: Result = {"before": _before(world, base, task, named(method).positions, evaluation_seed)}
     try:
         model, result["trainable"] = learn(configuration)
     except DivergedError:
         return {**result, "bits": _WORST, "bits_at_end": _WORST, "accuracy": 0.0, "trainable": 0}
+    if "shortened" in configuration:
+        shorter = [_held_out(world, task, room, evaluation_seed) for room in configuration["shortened"]]
+        result["bits_at_end_shortened"] = [_examine(model, world, of_room)["bits_at_end"] for of_room in shorter]
     return {**result, **_examine(model, world, batches)}
 
 
 @lru_cache(maxsize=16)
-def _before(seed: int, task: str, room: int, evaluation_seed: int) -> float:
-    """Bits of a text base that has not been adapted."""
-    return BITS * evaluate(pretrained("text", seed), _held_out("text", task, room, evaluation_seed))
+def _before(world: str, base: int, task: str, room: int, evaluation_seed: int) -> float:
+    """Bits of a base that has not been adapted."""
+    return BITS * evaluate(pretrained(world, base), _held_out(world, task, room, evaluation_seed))
 
 
 def _examine(model: Module, world: str, batches: list[Batch]) -> Result:
@@ -141,7 +148,7 @@ def _last(targets: np.ndarray) -> np.ndarray:
     return ends
 
 
-EXPERIMENT = Experiment(run, version=2)
+EXPERIMENT = Experiment(run, version=3)
 
 
 # ---- learning rates ----------------------------------------------------------------------------------
@@ -154,23 +161,37 @@ def _rates() -> dict[str, dict[str, float]]:
     return json.loads(RATES_FILE.read_text(encoding="utf-8"))["rates"]
 
 
-def rate(world: str, method: Method | str) -> float:
-    """The tuned learning rate of a method. Raises `ValueError` where there is none."""
-    try:
-        return _rates()[world][str(method)]
-    except KeyError:
+def _tuned(setting: str, method: str) -> float | None:
+    return _rates().get(setting, {}).get(method)
+
+
+def setting(world: str, steps: int, examples: int | None = None) -> str:
+    """What a rate is tuned for, beside the method: "strings 300", "strings 300 from 64"."""
+    return f"{world} {steps}" + (f" from {examples}" if examples else "")
+
+
+def rate(world: str, method: Method | str, steps: int | None = None, examples: int | None = None) -> float:
+    """The learning rate tuned for a method and a length, the ordinary one if none is given; a shorter run, as a quick
+    look makes them, takes the ordinary one's. Raises `ValueError` where there is none."""
+    steps = steps or STEPS[world]
+    found = _tuned(setting(world, steps, examples), str(method))
+    if found is None and steps < STEPS[world]:
+        found = _tuned(setting(world, STEPS[world], examples), str(method))
+    if found is None:
         raise ValueError(
-            f"No learning rate is known for {str(method)!r} on {world}: add it to METHODS in claims/tuning.py and run "
-            "`minilora reproduce --tune`."
-        ) from None
+            f"No learning rate is known for {str(method)!r} on {setting(world, steps, examples)}: add it to METHODS in "
+            "claims/tuning.py and run `minilora reproduce --tune`."
+        )
+    return found
 
 
 # ---- measurements of several runs --------------------------------------------------------------------
 
 
 def trained_for(runs: Runs, world: str) -> int:
-    """The steps of a world's ordinary runs: the fewest, since longer ones stand beside them."""
-    return min(c["steps"] for c, _ in select(runs, experiment=NAME) if c["base"][0] == world)
+    """The steps of a world's ordinary runs; of a quick look, its own."""
+    steps = {c["steps"] for c, _ in select(runs, experiment=NAME) if c["base"][0] == world}
+    return STEPS[world] if STEPS[world] in steps else min(steps)
 
 
 def quality(
@@ -185,7 +206,7 @@ def quality(
     """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings; empty where
     there are none. `steps`: those of the ordinary runs, if not given."""
     wanted = {"experiment": NAME, "method": str(method), **changes}
-    optional = ("seed", "init_std", "examples")
+    optional = ("init_std", "examples", "shortened")
     cells = [
         (c, r)
         for c, r in select(runs, **wanted)

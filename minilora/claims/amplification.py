@@ -1,12 +1,15 @@
-"""§7.3, Table 7: "ΔW amplifies some features that W already has, and not those it emphasizes".
+"""§7.3, Table 7: "ΔW only amplifies directions that are not emphasized in W".
 
-W is projected onto the top directions of ΔW, onto its own and onto random ones. The paper reports the factor
-‖ΔW‖/‖UᵀWVᵀ‖, 21.5 at r = 4; random directions give a large factor too, so each projection is also divided by what
-random directions of that rank give on average, r‖W‖/d.
+W is projected onto the top directions of ΔW, onto its own and onto random ones. Random directions are not emphasized in
+W either, so that a random ΔW would pass: what tells is whether W has more along ΔW's directions than along random ones,
+r‖W‖/d. The paper's Table 7 has sixteen times as much (0.32 and 0.02); one and a half times is asked here. The factor
+‖ΔW‖/‖UᵀWVᵀ‖, 21.5 in the paper, follows ‖ΔW‖ and so the learning rate; each ΔW is therefore learned at three rates, and
+those that reach the same loss are judged together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
@@ -14,138 +17,181 @@ import numpy as np
 
 from ..analysis import amplification
 from ..lora import lora_layers
-from .adaptation import STEPS, adaptation, learn, steps_of
+from ..texts import BITS
+from ..training import DivergedError, evaluate
+from .adaptation import adaptation, held_out, learn, rate, steps_of
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, grouped_points, panels, ticks
-from .measures import deviation, mean, of
+from .figures import BLUE, GRAY, GREEN, ORANGE, finding, panels, point, ticks
+from .measures import mean, of
 from .methods import LoRA, named
+from .optimum import PLATEAU
 from .rules import at_least
 
-RANKS = (4, 32)
-TASKS = {"text": "code", "strings": "revupper"}
-KINDS = ("q_proj", "v_proj")
-SHOWN = {  # of a row of the table, in words
-    "change": "‖UᵀWVᵀ‖, ΔW's directions",
-    "own": "‖UᵀWVᵀ‖, W's own",
-    "expected": "‖UᵀWVᵀ‖, random",
-    "factor": "factor ‖ΔW‖/‖UᵀWVᵀ‖",
-}
-PAPER = {"change": (0.32, 1.90), "own": (21.67, 37.71), "random": (0.02, 0.33), "delta_norm": (6.91, 3.57)}
+SMALL, LARGE = 4, 32
+TASKS = {"strings": "revupper", "text": "code"}
+TIMES = (0.5, 1.0, 2.0)  # of the tuned rate
+MARGIN = 1.5
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    steps = {world: steps_of(world, settings) for world in STEPS}
+    asked = [(SMALL, times) for times in ((1.0,) if settings.quick else TIMES)]
+    if settings.long:
+        asked.append((LARGE, 1.0))
     return [
-        {**adaptation(world, s, task, LoRA("q,v", r), steps=steps[world]), "experiment": "amplification"}
+        {
+            **_trained(world, s, r, times, steps_of(world, settings)),
+            "experiment": "amplification",
+            "times": times,
+        }
         for s in settings.bases
-        for world, task in TASKS.items()
-        for r in RANKS
+        for world in TASKS
+        for r, times in asked
         if world == "strings" or not settings.quick
     ]
 
 
+def _trained(world: str, base: int, r: int, times: float, steps: int) -> Configuration:
+    method = LoRA("q,v", r)
+    return adaptation(world, base, TASKS[world], method, lr=times * rate(world, method), steps=steps)
+
+
 def run(configuration: Configuration) -> Result:
-    """Table 7 of every adapted matrix: {name: amplification(...)}."""
-    model, _ = learn(configuration)
-    r = named(configuration["method"]).size
+    """Held-out bits, and of Table 7's numbers the mean over the adapted matrices: `analysis.amplification`."""
+    world, r = configuration["base"][0], named(configuration["method"]).size
+    try:
+        model, _ = learn(configuration)
+    except DivergedError:
+        return {"bits": 10.0}
     rng = np.random.default_rng(0)
-    return {name: amplification(m.weight.data, m.delta_weight(), r, rng) for name, m in lora_layers(model).items()}
+    rows = [amplification(m.weight.data, m.delta_weight(), r, rng) for m in lora_layers(model).values()]
+    table = {name: mean([row[name] for row in rows]) for name in rows[0]}
+    shares = {name: mean([row[name] / row["expected"] for row in rows]) for name in ("change", "own", "random")}
+    return {"bits": BITS * evaluate(model, held_out(world, configuration["task"])), **table, "over": shares}
 
 
-def values(runs: Runs, world: str, r: int, fn: Any, kinds: tuple[str, ...] = KINDS) -> list[float]:
-    """Of each base, the mean over its matrices of fn(row of the table)."""
-    return [
-        mean([fn(row) for name, row in result.items() if name.endswith(kinds)])
-        for c, result in runs
-        if c["base"][0] == world and c["method"] == LoRA("q,v", r).name
-    ]
+# ---- what it came to ---------------------------------------------------------------------------------
 
 
-def over_random(row: dict[str, float]) -> float:
-    return row["change"] / row["expected"]
+def results(runs: Runs, world: str, r: int, times: float = 1.0) -> list[Result]:
+    """Of each base."""
+    method = LoRA("q,v", r).name
+    return [x for c, x in runs if c["base"][0] == world and c["method"] == method and c["times"] == times]
 
 
-def own_over_change(row: dict[str, float]) -> float:
-    return row["own"] / row["change"]
+def over_random(row: Result) -> float:
+    """W along ΔW's directions, as a multiple of random ones."""
+    return row["over"]["change"]
 
 
-NUMBERS: dict[str, Any] = {
-    **{name: itemgetter(k) for k, name in SHOWN.items()},
-    "ΔW's directions over random": over_random,
-    "W's own over ΔW's directions": own_over_change,
+def own(row: Result) -> float:
+    return row["over"]["own"]
+
+
+def values(runs: Runs, world: str, r: int, times: float, number: Callable[[Result], float]) -> list[float]:
+    return [number(row) for row in results(runs, world, r, times) if "over" in row]
+
+
+def at_equal_loss(runs: Runs, world: str) -> list[float]:
+    """Of each base, `over_random` in the mean over the rates that end within 0.02 bits of the lowest loss."""
+    found = []
+    for rows in zip(*filter(None, (results(runs, world, SMALL, times) for times in TIMES)), strict=True):
+        least = min(row["bits"] for row in rows)
+        found.append(mean([over_random(row) for row in rows if row["bits"] <= least + PLATEAU]))
+    return found
+
+
+NUMBERS: dict[str, Callable[[Result], float]] = {
+    "W along ΔW's directions over random": over_random,
+    "W along its own directions over random": own,
+    "‖UᵀWVᵀ‖, ΔW's directions": itemgetter("change"),
+    "‖UᵀWVᵀ‖, W's own": itemgetter("own"),
+    "‖UᵀWVᵀ‖, random": itemgetter("expected"),
+    "‖ΔW‖": itemgetter("delta_norm"),
+    "factor ‖ΔW‖/‖UᵀWVᵀ‖": itemgetter("factor"),
+    "loss": itemgetter("bits"),
 }
-RULES = {
-    own_over_change: (at_least(2), "‖UᵀWVᵀ‖ with W's own directions over that with ΔW's (r = 4, mean over matrices)"),
-    over_random: (at_least(1), "‖UᵀWVᵀ‖ with ΔW's directions over what random ones give, r‖W‖/d,"),
-}
-PARTS = tuple(
-    Part(f"{name}, r = {r}", world, of(values, world, r, fn), "", *(RULES.get(fn, ()) if r == RANKS[0] else ()))
-    for world in TASKS
-    for r in RANKS
-    for name, fn in NUMBERS.items()
+PARTS = (
+    *(
+        Part(
+            f"W along ΔW's directions over random, r = {SMALL}, at equal loss",
+            world,
+            of(at_equal_loss, world),
+            rule=at_least(MARGIN),
+            what=f"‖UᵀWVᵀ‖ with ΔW's directions (r = {SMALL}, mean over matrices and rates of equal loss), as a "
+            "multiple of what random ones give, r‖W‖/d,",
+        )
+        for world in TASKS
+    ),
+    *(
+        Part(
+            f"{name}, r = {r}, {times:g} times the rate",
+            world,
+            of(values, world, r, times, number),
+            "bits" if name == "loss" else "",
+        )
+        for world in TASKS
+        for r, times in (*((SMALL, times) for times in TIMES), (LARGE, 1.0))
+        for name, number in NUMBERS.items()
+    ),
 )
 
 
 def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if values(runs, world, RANKS[0], over_random)]
+    return [world for world in TASKS if results(runs, world, SMALL)]
+
+
+def times_run(runs: Runs) -> list[float]:
+    return [times for times in TIMES if values(runs, "strings", SMALL, times, over_random)]
 
 
 def key(runs: Runs) -> str:
-    worlds = sorted(worlds_run(runs))
-    factors = ", ".join(f"{world} {mean(values(runs, world, RANKS[0], itemgetter('factor'))):.0f}" for world in worlds)
-    return f"factor on {factors}"
+    shown = (f"{world} {mean(at_equal_loss(runs, world)):.2f}" for world in worlds_run(runs))
+    return f"over random directions: {', '.join(shown)} times"
 
 
 def measured(runs: Runs) -> str:
-    def line(world: str, r: int) -> str:
-        change, own, random, factor = (mean(values(runs, world, r, itemgetter(k))) for k in SHOWN)
-        return f"r = {r}: ΔW's directions {change:.2f}, W's own {own:.2f}, random {random:.2f}, factor {factor:.1f}"
-
-    return "; ".join(f"{world} {line(world, RANKS[0])}, {line(world, RANKS[1])}" for world in worlds_run(runs))
-
-
-def spread(runs: Runs) -> str:
-    r, said = RANKS[0], []
+    said = []
     for world in worlds_run(runs):
-        times = values(runs, world, r, over_random)
-        said.append(f"{world} r = {r}: over random {mean(times):.2f} ±{deviation(times):.2f}")
+        factors = ", ".join(
+            f"{mean(values(runs, world, SMALL, times, itemgetter('factor'))):.1f}" for times in times_run(runs)
+        )
+        rates = ", ".join(f"{times:g}" for times in times_run(runs))
+        said.append(
+            f"{world}: W along ΔW's directions {mean(at_equal_loss(runs, world)):.2f} times random, along its own "
+            f"{mean(values(runs, world, SMALL, 1.0, own)):.1f} times; factor {factors} at {rates} times the tuned rate"
+        )
     return "; ".join(said)
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    worlds = worlds_run(runs)
-    left, right = panels(figure, 2, 12.5, 4.4, (1.6, 1))
-    groups = [(world, kind, r) for world in worlds for kind in KINDS for r in RANKS]
-    series = {
-        label: [values(runs, world, r, lambda row, k=k: row[k] / row["expected"], (kind,)) for world, kind, r in groups]
-        for label, k in (("ΔW's directions", "change"), ("W's own", "own"), ("random", "random"))
-    }
-    grouped_points(left, [f"{world}\n{kind[0]}, r = {r}" for world, kind, r in groups], series, (BLUE, ORANGE, GRAY))
-    left.axhline(1, color=GRAY, linewidth=1, linestyle=":")
-    left.set(yscale="log", ylabel="‖UᵀWVᵀ‖ / (r‖W‖/d)")
-    ratio, own = (
-        mean([v for world in worlds for v in values(runs, world, RANKS[0], fn)])
-        for fn in (over_random, lambda row: row["own"] / row["expected"])
-    )
-    left.set_title(f"At r = {RANKS[0]}, ΔW's directions: {ratio:.1f} times random; W's own: {own:.1f} times")
-    ticks(left, y=(1, 2, 5, 10))
-    left.legend(fontsize=8, ncols=3)
-    colors = {"text": BLUE, "strings": GREEN}
-    for world in worlds:
-        for kind, marker in zip(KINDS, ("o", "s"), strict=True):
-            factors = [mean(values(runs, world, r, lambda row: row["factor"], (kind,))) for r in RANKS]
-            right.plot(RANKS, factors, marker + "-", color=colors[world], label=f"{world}, {kind[0]}")
-    paper = [n / c for n, c in zip(PAPER["delta_norm"], PAPER["change"], strict=True)]
-    right.plot((4, 64), paper, "x--", color=GRAY, label="paper, q of layer 48")
-    right.set(xscale="log", yscale="log", xlabel="rank r", ylabel="factor ‖ΔW‖/‖UᵀWVᵀ‖")
-    ticks(right, (4, 32, 64), (2, 5, 10, 20))
-    falls = all(
-        mean(values(runs, world, RANKS[1], lambda row: row["factor"]))
-        < mean(values(runs, world, RANKS[0], lambda row: row["factor"]))
-        for world in worlds
-    )
-    right.set_title(f"The factor {'falls with r, as in the paper' if falls else 'does not fall with r everywhere'}")
-    right.legend(fontsize=8)
+    left, right = panels(figure, 2, 3.7)
+    worlds, colors = worlds_run(runs), (BLUE, ORANGE)
+    for place, (world, color) in enumerate(zip(worlds, colors, strict=False)):
+        for number, (name, of_row) in enumerate((("ΔW's", over_random), ("W's own", own))):
+            measured_here = values(runs, world, SMALL, 1.0, of_row)
+            point(left, place + 0.3 * number, measured_here, color if number == 0 else GREEN, "os"[number])
+            left.annotate(
+                f"{name} {mean(measured_here):.1f}", (place + 0.3 * number, mean(measured_here)), xytext=(6, 4),
+                textcoords="offset points", fontsize=9, color=color if number == 0 else GREEN,
+            )  # fmt: skip
+    left.axhline(1, color=GRAY, linestyle=":")
+    left.axhline(MARGIN, color=GRAY, linestyle="--", linewidth=1)
+    left.set(yscale="log", xlim=(-0.4, len(worlds) + 0.1), ylabel="W along directions, random: 1")
+    left.set_title("r = 4, tuned rate")
+    left.set_xticks([place + 0.15 for place in range(len(worlds))], worlds)
+    ticks(left, y=(1, 1.5, 2, 5, 10))
+    for world, color in zip(worlds, colors, strict=False):
+        factors = [mean(values(runs, world, SMALL, times, itemgetter("factor"))) for times in times_run(runs)]
+        right.plot(times_run(runs), factors, "o-", color=color)
+        end = (times_run(runs)[-1], factors[-1])
+        right.annotate(world, end, xytext=(5, 0), textcoords="offset points", color=color, va="center")
+    right.set(xscale="log", xlabel="learning rate, tuned: 1", title="the factor follows the learning rate")
+    right.set_ylabel("factor ‖ΔW‖/‖UᵀWVᵀ‖")
+    right.set_ylim(0, None)
+    ticks(right, TIMES)
+    right.set_xlim(0.4, 4.5)
+    shown = " and ".join(f"{mean(at_equal_loss(runs, world)):.2f} on {world}" for world in worlds)
+    finding(figure, f"W along ΔW's directions, of random ones: {shown}", len(results(runs, "strings", SMALL)))
 
 
 CLAIM = Claim(
@@ -156,10 +202,9 @@ CLAIM = Claim(
     paper="GPT-3, q of layer 48, r = 4: ‖UᵀWVᵀ‖ 0.32 with ΔW's directions, 21.67 W's own, 0.02 random; factor 21.5 "
     "(r = 64: 1.90, 37.71, 0.33; 1.9)",
     configurations=configurations,
-    experiment=Experiment(run),
+    experiment=Experiment(run, version=2),
     parts=PARTS,
     key=key,
     measured=measured,
-    spread=spread,
     draw=draw,
 )

@@ -74,9 +74,10 @@ def pretrained(world: str, seed: int) -> GPT:
     return cached_model(base_configuration(world, seed), lambda: pretrain(world, seed))
 
 
-def seed_of(base: int) -> int:
-    """What a run on a base starts its own draws with: its number, or the seed that made the one of the package."""
-    return 0 if base == SHIPPED else base
+def seeds(base: int) -> dict[str, int]:
+    """The seeds of what a run on a base draws itself, A₀ and its batches, apart from each other and from the base's."""
+    number = 0 if base == SHIPPED else base
+    return {"adapter_seed": 1000 + number, "data_seed": 2000 + number}
 
 
 def _shipped(world: str) -> bytes:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .bases import SHIPPED
-from .measures import deviation, mean, quartiles_of, standard_error
+from .measures import deviation, interval, mean, quartiles_of
 
 HOLDS = "holds"
 FAILS = "does not hold at this scale"
 NOISE = "within noise"
-UNDECIDED = "not decided"  # by a quick run
+UNDECIDED = "not decided"  # by a quick run, or by one base
+MIXED = "differs by world"  # of a whole claim: it holds in one world and does not in another
 
 Configuration = dict[str, Any]
 Result = dict[str, Any]
@@ -34,6 +35,7 @@ class Settings:
 
     seeds: int = 3
     quick: bool = False  # strings and what is exact, in fewer and shorter runs
+    long: bool = False  # with the trainings that take several times as many steps
 
     @property
     def bases(self) -> list[int]:
@@ -64,7 +66,6 @@ class Part:
     unit: str = ""  # "%" (of a measure that is a share of 1), "bits", "ms", "bytes", or nothing for a plain number
     rule: Rule | None = None
     what: str = ""  # in the rule's sentence, in place of the name: once for parts that share it
-    beside: bool = False  # judged, but not among what the claim as a whole depends on
 
     @property
     def judged_in(self) -> str:
@@ -101,22 +102,20 @@ class Measurement:
     verdict: str | None  # None where there is no rule
 
     def as_json(self) -> dict[str, Any]:
-        """Name, world, unit, mean, interval (two standard errors either side, as the rules have it), sample standard
-        deviation (both None for a single value), n, every value; of a clock the quartiles, the median among them; of
-        what is judged the rule and the verdict.
+        """Name, world, unit, mean, its 90 % interval by Student's t, sample standard deviation (both None for a single
+        value), n, every value; of a clock the quartiles, the median among them; of what is judged the rule and the
+        verdict.
 
         None is what is no finite number: a share of full fine-tuning where that answered nothing.
         """
         part, values = self.part, self.values
         quartiles = list(quartiles_of(values)) if part.world == "time" else None
-        margin = 2 * standard_error(values)
-        interval = [_finite(mean(values) - margin), _finite(mean(values) + margin)] if len(values) > 1 else None
         return {
             "name": part.name,
             "world": part.world,
             "unit": part.unit,
             "value": _finite(mean(values)),
-            "interval": interval,
+            "interval": [_finite(end) for end in interval(values)] if len(values) > 1 else None,
             "deviation": _finite(deviation(values)) if len(values) > 1 else None,
             "quartiles": quartiles,
             "n": len(values),
@@ -132,10 +131,9 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a claim came to: its numbers, a line of them and their spread in words, and the verdict of its rule."""
+    """What a claim came to: its numbers, a line of them in words, and the verdicts of its rules."""
 
     measured: str
-    spread: str
     verdict: str
     key: str  # its key number, in at most twelve words: "r = 8 answers 99 % of full's"
     verdicts: dict[str, str]  # world -> verdict there; a world that is missing was not judged
@@ -169,28 +167,19 @@ class Claim:
     parts: Sequence[Part]  # with their rules, which were decided before any run
     key: Callable[[Runs], str]  # the key number, in at most twelve words
     measured: Callable[[Runs], str]  # the numbers in a sentence
-    spread: Callable[[Runs], str]  # and how far the bases are apart
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
 
     @property
     def rule(self) -> str:
-        """Of the verdict, in words: each part's, with one for those that share it."""
-        said = f"holds if{_sentence([part for part in self.parts if part.rule and not part.beside])}"
-        beside = [part for part in self.parts if part.rule and part.beside]
-        worlds = " and ".join(sorted({part.judged_in for part in beside}))
-        return f"{said}; for the verdict on {worlds} only{_sentence(beside)}" if beside else said
+        """Of the verdicts, in words: each part's, with one for those that share it."""
+        return f"holds if{_sentence([part for part in self.parts if part.rule])}"
 
     def conclude(self, runs: Runs, quick: bool = False) -> Outcome:
         """What these runs, perhaps of a quick run, come to. Parts that were not run are left out."""
         measurements = [m for part in self.parts if (m := part.measured(runs, quick)).values]
-        return Outcome(
-            self.measured(runs),
-            self.spread(runs),
-            worst([m.verdict for m in measurements if m.verdict and not m.part.beside]),
-            self.key(runs),
-            _by_world(measurements),
-            measurements,
-        )
+        verdicts = _by_world(measurements)
+        whole = over_worlds(list(verdicts.values()))
+        return Outcome(self.measured(runs), whole, self.key(runs), verdicts, measurements)
 
 
 def _sentence(judged: Sequence[Part]) -> str:
@@ -216,3 +205,11 @@ def _by_world(measurements: Sequence[Measurement]) -> dict[str, str]:
 def worst(verdicts: Sequence[str | None]) -> str:
     """The verdict of several parts that must all hold."""
     return next((v for v in (FAILS, NOISE, UNDECIDED) if v in verdicts), HOLDS)
+
+
+def over_worlds(verdicts: Sequence[str]) -> str:
+    """The verdict of a claim over all worlds: theirs if they agree, and that they differ where it holds in one of them
+    and not in another."""
+    if not verdicts:
+        return UNDECIDED
+    return MIXED if HOLDS in verdicts and FAILS in verdicts else worst(verdicts)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,16 +16,20 @@ from typing import Any
 import numpy as np
 
 from ..interop.files import write_atomically
+from .measures import interval, margin, mean
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GRAY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666",
 )  # fmt: skip
+WIDTH = 7.5  # inches: 830 pixels of a README, where 10 points are 15 pixels
 STYLE: Any = {
     "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -35,7 +41,7 @@ STYLE: Any = {
 }
 
 
-def save_figure(path: str | Path, draw: Callable[[Any], None], width: float = 10.0, height: float = 4.0) -> None:
+def save_figure(path: str | Path, draw: Callable[[Any], None], width: float = WIDTH, height: float = 3.6) -> None:
     """Make a figure of `width` by `height` inches, let `draw(figure)` fill it, and write it as PNG.
 
     Nobody's MPLBACKEND or matplotlibrc changes it: Agg draws, with matplotlib's default settings and this style.
@@ -67,7 +73,7 @@ def _save(draw: Callable[[Any], None], width: float, height: float, file: Any) -
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=220, metadata={"Software": None})
 
 
 def _import_matplotlib() -> None:
@@ -86,10 +92,18 @@ def _import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-def panels(figure: Any, count: int, width: float, height: float, ratios: Any = None) -> list[Any]:
-    """So many panels beside each other, on a figure of that size."""
-    figure.set_size_inches(width, height)
+def panels(figure: Any, count: int, height: float = 3.6, ratios: Any = None) -> list[Any]:
+    """One panel or two beside each other."""
+    figure.set_size_inches(WIDTH, height)
     return list(figure.subplots(1, count, squeeze=False, width_ratios=ratios)[0])
+
+
+def finding(figure: Any, said: str, n: int = 1) -> None:
+    """What the figure shows, as its title in plain words; and below it, for several bases, what a band or a bar is."""
+    figure.suptitle(textwrap.fill(said, 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    if n > 1:
+        note = f"Bands and bars: the 90 % interval of the mean over {n} bases."
+        figure.supxlabel(note, x=0.99, ha="right", fontsize=8, color=GRAY)
 
 
 def ticks(axes: Any, x: Sequence[float] = (), y: Sequence[float] = ()) -> None:
@@ -101,31 +115,52 @@ def ticks(axes: Any, x: Sequence[float] = (), y: Sequence[float] = ()) -> None:
     axes.minorticks_off()
 
 
-def band(axes: Any, x: Any, values: Any, color: str, label: str, **style: Any) -> None:
-    """The mean over the rows of `values` (seeds, points) as a line, their range as a band."""
+def band(axes: Any, x: Any, values: Any, color: str, **style: Any) -> np.ndarray:
+    """The mean over the rows of `values` (bases, points) as a line, the 90 % interval of it as a band; the mean."""
     values = np.asarray(values)
-    axes.plot(x, values.mean(axis=0), color=color, label=label, **style)
+    middle = values.mean(axis=0)
+    axes.plot(x, middle, color=color, **style)
     if len(values) > 1:
-        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.18, linewidth=0)
+        low, high = np.array([interval(column) for column in values.T.tolist()]).T
+        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    return middle
 
 
-def grouped_points(axes: Any, groups: list[str], series: dict[str, list[list[float]]], colors: tuple[str, ...]) -> None:
-    """For each group one bar a series, the mean of its values, with every value (a base) as a dot on it."""
-    width = 0.8 / len(series)
-    for number, ((label, values), color) in enumerate(zip(series.items(), colors, strict=False)):
-        x = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
-        axes.bar(x, [np.mean(v) for v in values], 0.9 * width, color=color, alpha=0.55, label=label)
-        for place, points in zip(x, values, strict=True):
-            axes.plot([place] * len(points), points, ".", color=color, markersize=4)
-    axes.set_xticks(np.arange(len(groups)), groups)
-    axes.grid(axis="x", visible=False)
+def label_lines(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap: float = 12.0) -> None:
+    """Write at the right of each point (x, y, words, colour) what its line is, moved apart to `gap` points.
+
+    To be called once the limits and scales of the axes are set.
+    """
+    axes.figure.canvas.draw()  # the layout decides where a point lies
+    points = 72 / axes.figure.dpi
+    heights = [float(axes.transData.transform((x, y))[1]) * points for x, y, _, _ in labels]
+    order = sorted(range(len(labels)), key=lambda place: heights[place])
+    moved = list(heights)
+    for below, above in itertools.pairwise(order):
+        moved[above] = max(moved[above], moved[below] + gap)
+    excess = sum(m - h for m, h in zip(moved, heights, strict=True)) / max(len(labels), 1)
+    for (x, y, words, color), height, place in zip(labels, heights, moved, strict=True):
+        at = {"xytext": (5, place - excess - height), "textcoords": "offset points", "va": "center"}
+        axes.annotate(words, (x, y), color=color, fontsize=9, annotation_clip=False, **at)
 
 
-def point(axes: Any, x: float, values: Any, color: str, marker: str, label: str | None = None) -> None:
-    """One mean with the range of its values as a bar."""
-    center = float(np.mean(values))
-    spread = [[center - min(values)], [max(values) - center]]
-    axes.errorbar([x], [center], yerr=spread, color=color, marker=marker, label=label, capsize=2, linewidth=1.2)
+def point(axes: Any, x: float, values: Any, color: str, marker: str = "o", **style: Any) -> None:
+    """One mean with its 90 % interval as a bar."""
+    values = list(values)
+    off = margin(values) if len(values) > 1 else 0.0
+    axes.errorbar([x], [mean(values)], yerr=[off], color=color, marker=marker, capsize=2, linewidth=1.2, **style)
+
+
+def dots(axes: Any, names: Sequence[str], values: Sequence[Any], colors: Sequence[str]) -> None:
+    """A row for each name, the first at the top: the mean as a dot, its 90 % interval as a bar, bases as specks."""
+    rows = range(len(names))[::-1]
+    for row, of_row, color in zip(rows, values, colors, strict=True):
+        off = margin(of_row) if len(of_row) > 1 else 0.0
+        axes.plot(of_row, [row] * len(of_row), ".", color=color, alpha=0.35, markersize=4)
+        axes.errorbar([mean(of_row)], [row], xerr=[off], color=color, marker="o", capsize=2, linewidth=1.4)
+    axes.set_yticks(list(rows), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", visible=False)
 
 
 def quartiles(axes: Any, x: float, values: tuple[float, float, float], color: str, **style: Any) -> None:

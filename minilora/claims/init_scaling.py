@@ -1,248 +1,218 @@
-"""§4.1, and what was asked after the paper: how A starts, which factor is zero, α/r against α/√r, LoRA+.
+"""§4.1: scaling by α/r is there "to reduce the need to retune hyperparameters when we vary r".
 
-The paper scales by α/r "to reduce the need to retune hyperparameters when we vary r". rsLoRA (Kalajdzievski 2023)
-scales by α/√r instead; LoRA+ (Hayou et al. 2024) gives B a higher learning rate than A, which is α/r by another name:
-with α times s, the run equals the one whose B has s times the rate and 1/s times the ε.
+How far the best learning rate moves with r, with α/r and with α/√r (rsLoRA), by sweeps in steps of √2; and how far it
+is from full fine-tuning's, which "LoRA Without Regret" (2025) finds ten times as low, whatever r is. Adam throughout,
+α = 8. That A₀ scales with nothing here is part of the question: `alpha_learning_rate` says what it would change.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from .claim import Claim, Configuration, Part, Runs, Settings
+from .figures import BLUE, GRAY, GREEN, ORANGE, band, finding, label_lines, panels, ticks
+from .measures import each, interval, mean, of
+from .rules import at_least, at_most
+from .sweeps import ALPHA, EXPERIMENT, curves, mean_optimum, optima, sweep
 
-from ..bases import string_sampler
-from ..lora import LoRAConfig, add_lora, lora_layers
-from ..optim import Adam, linear_schedule
-from ..texts import BITS
-from ..training import DivergedError, evaluate, evaluate_exact_match
-from .adaptation import held_out, rate, steps_of
-from .alpha_learning_rate import ADAM, best_rates, trained_delta
-from .bases import adapt, pretrained, seed_of, text_sampler
-from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GREEN, ORANGE, band, grouped_points, panels
-from .measures import deviation, each, mean, of, percent, relative, select
-from .methods import LoRA
-from .rules import always_equal, always_within, at_most
-
-TASK, R = "revupper", 8
-STARTS = ("A Gaussian", "A Kaiming", "A zero, B Gaussian")
-SCALINGS = {"alpha/r": "α/r", "alpha/sqrt(r)": "α/√r"}
 RANKS: tuple[int, ...] = (1, 8, 64)
-ALPHA = 8.0
-RATES = tuple(4e-3 * 2.0**k for k in range(6))
-SWEEP_STEPS = 150
-PLUS = "A₀, lr of B·s, ε of B/s"
+LARGE = RANKS[-1]
+FULL: dict[str, Any] = {}
+
+
+def lora(r: int, scaling: str = "alpha/r") -> dict[str, Any]:
+    """LoRA on q and v, as sweeps know it."""
+    return {"r": r, "alpha": ALPHA, "scaling": scaling}
+
+
+ROOT = lora(LARGE, "alpha/sqrt(r)")
+# log₂ of the rate around which the best is looked for
+STRINGS: Sequence[tuple[dict[str, Any], float]] = (
+    (FULL, -8.0), (lora(1), -5.5), (lora(8), -6.0), (lora(LARGE), -6.0), (ROOT, -7.5),
+)  # fmt: skip
+TEXT: Sequence[tuple[dict[str, Any], float]] = ((FULL, -8.0), (lora(1), -5.0), (lora(LARGE), -5.0))
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = settings.bases
-    ranks, rates, steps, scalings = RANKS, RATES, SWEEP_STEPS, tuple(SCALINGS)
-    if settings.quick:
-        ranks, rates, steps, scalings = RANKS[::2], RATES[::2], SWEEP_STEPS // 3, scalings[:1]
-    starts = {"part": "start", "lr": rate("strings", LoRA("q,v", R)), "steps": steps_of("strings", settings)}
+    on_strings = [STRINGS[0], STRINGS[1], STRINGS[3]] if settings.quick else STRINGS if settings.long else STRINGS[:-1]
+    worlds = (("strings", on_strings), ("text", TEXT if settings.long else ()))
     return [
-        {"part": "LoRA+"},
-        *({**starts, "base": ["strings", s], "start": start} for s in seeds for start in STARTS),
-        *(
-            {"part": "scaling", "base": ["text", s], "scaling": scaling, "r": r, "lr": lr, "steps": steps}
-            for s in seeds
-            for r in ranks
-            for scaling in (scalings if r > 1 else ("alpha/r",))  # at r = 1 both are one run
-            for lr in rates
-        ),
+        c
+        for world, methods in worlds
+        for base in settings.bases
+        for method, center in methods
+        for c in sweep(world, base, center, settings.quick, **method)
     ]
-
-
-def run(configuration: Configuration) -> Result:
-    if configuration["part"] == "LoRA+":
-        return {f"{s:g}": _plus(s) for s in (3.0, 4.0)}
-    world, base = configuration["base"]
-    model, lr, seed, steps = pretrained(world, base), configuration["lr"], seed_of(base), configuration["steps"]
-    if configuration["part"] == "start":
-        start = configuration["start"]
-        kaiming = start == "A Kaiming"
-        config = LoRAConfig(R, 2 * R, init="kaiming" if kaiming else "gaussian")
-        parameters = add_lora(model, config, seed=seed)
-        if start == "A zero, B Gaussian":
-            for layer in lora_layers(model).values():
-                layer.lora_B.data[...] = layer.lora_A.data.T  # the same numbers; W₀ is square
-                layer.lora_A.data[...] = 0
-        adapt(model, Adam(parameters, lr), string_sampler((TASK,), 32), steps, seed, linear_schedule(steps))
-        return {"accuracy": evaluate_exact_match(model, held_out(world, TASK))}
-    config = LoRAConfig(configuration["r"], ALPHA, scaling=configuration["scaling"])
-    parameters = add_lora(model, config, seed=seed)
-    try:
-        adapt(model, Adam(parameters, lr), text_sampler("code", 16), steps, seed, linear_schedule(steps))
-    except DivergedError:
-        return {"bits": 10.0}
-    return {"bits": min(BITS * evaluate(model, held_out(world, "code")[:4]), 10.0)}
-
-
-def _plus(s: float) -> float:
-    """How far α·s is from LoRA+ with ratio s, as a share of the largest entry of ΔW, after 60 steps of Adam."""
-    return relative(trained_delta("adam", s, ADAM[PLUS](s)), trained_delta("adam", s, None))
 
 
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def accuracy(runs: Runs, start: str) -> list[float]:
-    """Of each base."""
-    return [r["accuracy"] for _, r in select(runs, part="start", start=start)]
+def best(runs: Runs, world: str, method: dict[str, Any]) -> list[float]:
+    """Of each base, log₂ of the best rate."""
+    return [math.log2(o.best) for o in optima(runs, world, **method)]
 
 
-def sweep_of(runs: Runs, scaling: str, r: int) -> tuple[list[float], np.ndarray]:
-    """The rates, and the bits of each base at each, (bases, rates)."""
-    cells = select(runs, part="scaling", r=r, scaling=scaling if r > 1 else "alpha/r")
-    rates = sorted({c["lr"] for c, _ in cells})
-    seeds = sorted({c["base"][1] for c, _ in cells})
-    of_cell = {(c["base"][1], c["lr"]): result["bits"] for c, result in cells}
-    return rates, np.array([[of_cell[s, lr] for lr in rates] for s in seeds])
-
-
-def best(runs: Runs, scaling: str, r: int) -> np.ndarray:
-    """log2 of the best rate of each base."""
-    return best_rates(*sweep_of(runs, scaling, r))
-
-
-def drift(runs: Runs, scaling: str) -> list[float]:
+def moved(runs: Runs, world: str, large: dict[str, Any]) -> list[float]:
     """Of each base, how many doublings the best rate moves from r = 1 to r = 64."""
-    if not select(runs, part="scaling", scaling=scaling):
-        return []
-    return list(best(runs, scaling, RANKS[-1]) - best(runs, scaling, RANKS[0]))
+    return each(lambda one, many: many - one, best(runs, world, lora(1)), best(runs, world, large))
 
 
-def apart(runs: Runs, start: str) -> list[float]:
-    """Of each base, how far a start's share of answers is from A Gaussian's."""
-    return each(lambda a, b: abs(a - b), accuracy(runs, STARTS[0]), accuracy(runs, start))
+def moved_either_way(runs: Runs, world: str) -> list[float]:
+    return [abs(doublings) for doublings in moved(runs, world, lora(LARGE))]
 
 
-def scalings_run(runs: Runs) -> list[str]:
-    return [scaling for scaling in SCALINGS if drift(runs, scaling)]
+def over_full(runs: Runs, world: str, r: int) -> list[float]:
+    """Of each base, LoRA's best rate over full fine-tuning's."""
+    return each(lambda own, full: 2 ** (own - full), best(runs, world, lora(r)), best(runs, world, FULL))
 
 
-def moved_either_way(runs: Runs) -> list[float]:
-    return [abs(doublings) for doublings in drift(runs, "alpha/r")]
+def stable(runs: Runs, world: str, r: int) -> list[float]:
+    """Of each base, the largest stable rate over the best one."""
+    return [o.stable / o.best for o in optima(runs, world, **lora(r))]
 
 
-def gain(runs: Runs) -> list[float]:
-    """Of each base, how much lower the best loss is with α/√r, at the largest rank."""
-    by_r, by_root = (sweep_of(runs, scaling, RANKS[-1])[1] for scaling in SCALINGS)
-    return each(lambda a, b: float(a.min() - b.min()), list(by_r), list(by_root))
+def width(runs: Runs, world: str, r: int) -> list[float]:
+    """Of each base, how many doublings of the rate stay within 0.02 bits of the lowest loss."""
+    return [math.log2(o.high / o.low) for o in optima(runs, world, **lora(r))]
 
 
-def plus_error(runs: Runs, s: str) -> list[float]:
-    return [select(runs, part="LoRA+")[0][1][s]]
+def at_an_end(runs: Runs, world: str) -> list[float]:
+    """Of each base, how many of its sweeps (α/r, and full fine-tuning) have their best rate at an end of the grid."""
+    ends = [[float(o.at_end) for o in optima(runs, world, **method)] for method in (FULL, *map(lora, RANKS))]
+    return each(lambda *of_base: sum(of_base), *filter(None, ends))
 
 
+WORLDS = ("strings", "text")
 PARTS = (
-    Part(
-        "LoRA+ against α·s, largest difference of ΔW, s = 3",
-        "exact",
-        of(plus_error, "3"),
-        rule=always_within(1e-12),
-        what="the difference of ΔW between LoRA+ with ratio s and α·s, for s = 3,",
-    ),
-    Part(
-        "LoRA+ against α·s, largest difference of ΔW, s = 4",
-        "exact",
-        of(plus_error, "4"),
-        rule=always_equal(0),
-        what="for s = 4 it",
-    ),
-    *(Part(f"answered, {start}", "strings", of(accuracy, start), "%") for start in STARTS),
     *(
         Part(
-            f"{start} apart from {STARTS[0]}",
-            "strings",
-            of(apart, start),
-            "%",
-            rule=at_most(0.05),
-            what=f"each other start's distance from {STARTS[0]} in answers",
+            "doublings of the best rate from r = 1 to 64, α/r, either way",
+            world,
+            of(moved_either_way, world),
+            rule=at_most(1),
+            what="the move of the best learning rate from r = 1 to r = 64 with α/r, in doublings either way,",
         )
-        for start in STARTS[1:]
+        for world in WORLDS
     ),
     *(
-        Part(f"doublings of the best lr from r = 1 to 64, {name}", "text", of(drift, scaling))
-        for scaling, name in SCALINGS.items()
+        Part("doublings of the best rate from r = 1 to 64, α/r", world, of(moved, world, lora(LARGE)))
+        for world in WORLDS
     ),
-    Part(
-        "doublings of the best lr from r = 1 to 64, α/r, either way",
-        "text",
-        moved_either_way,
-        rule=at_most(1),
-        what="the move of the best learning rate from r = 1 to r = 64 with α/r, in doublings either way,",
+    Part("doublings of the best rate from r = 1 to 64, α/√r", "strings", of(moved, "strings", ROOT)),
+    *(
+        Part(
+            f"best rate over full fine-tuning's, r = {r}",
+            world,
+            of(over_full, world, r),
+            rule=at_least(2),
+            what="LoRA's best rate as a multiple of full fine-tuning's, at each r,",
+        )
+        for world in WORLDS
+        for r in RANKS
     ),
-    Part("best loss at r = 64, α/r minus α/√r", "text", gain, "bits"),
+    *(Part("sweeps whose best rate is at an end of the grid", world, of(at_an_end, world)) for world in WORLDS),
+    *(
+        Part(f"largest stable rate over the best, r = {r}", world, of(stable, world, r))
+        for world in WORLDS
+        for r in RANKS
+    ),
+    *(
+        Part(f"doublings within 0.02 bits of the best, r = {r}", world, of(width, world, r))
+        for world in WORLDS
+        for r in RANKS
+    ),
 )
 
 
+def worlds_run(runs: Runs) -> list[str]:
+    return [world for world in WORLDS if best(runs, world, lora(1))]
+
+
+def ranks_run(runs: Runs, world: str) -> list[int]:
+    return [r for r in RANKS if best(runs, world, lora(r))]
+
+
 def key(runs: Runs) -> str:
-    return f"text: rate {mean(drift(runs, 'alpha/r')):+.1f} doublings, r = 1 to 64"
+    ratios = [mean(over_full(runs, "strings", r)) for r in ranks_run(runs, "strings")]
+    doublings = mean(moved(runs, "strings", lora(LARGE)))
+    return f"{doublings:+.1f} doublings; {min(ratios):.0f} to {max(ratios):.0f} × full's rate"
 
 
 def measured(runs: Runs) -> str:
-    steps = select(runs, part="scaling")[0][0]["steps"]
-    (three,), (four,) = plus_error(runs, "3"), plus_error(runs, "4")
-    answered = ", ".join(f"{start} {percent(accuracy(runs, start))} %" for start in STARTS)
-    by_r, root = mean(drift(runs, "alpha/r")), ""
-    if moved := drift(runs, "alpha/sqrt(r)"):
-        lower = mean(gain(runs))
-        root = f", 2^{mean(moved):+.1f} with α/√r (whose best loss at r = 64 is {lower:+.3f} bits lower)"
-    return (
-        f"starts: {answered}; best lr of {steps} steps from r = 1 to 64 moves by 2^{by_r:+.1f} with α/r{root}; "
-        f"LoRA+ is α·s to {three:.0e} for s = 3, {'bit for bit' if four == 0 else format(four, '.0e')} for s = 4"
-    )
-
-
-def spread(runs: Runs) -> str:
-    moves = [f"±{deviation(drift(runs, scaling)):.1f}" for scaling in scalings_run(runs)]
-    apart = 100 * max(deviation(accuracy(runs, start)) for start in STARTS)
-    return f"starts ±{apart:.0f} %; moves {' and '.join(moves)} doublings"
+    said = []
+    for world in worlds_run(runs):
+        ratios = ", ".join(f"{mean(over_full(runs, world, r)):.1f}" for r in ranks_run(runs, world))
+        ranks = ", ".join(map(str, ranks_run(runs, world)))
+        doublings = mean(moved(runs, world, lora(LARGE)))
+        said.append(f"{world}: {doublings:+.1f} doublings with α/r, times full's best rate {ratios} at r = {ranks}")
+    if root := moved(runs, "strings", ROOT):
+        said.append(f"with α/√r {mean(root):+.1f} doublings on strings")
+    return "; ".join(said)
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    scalings = scalings_run(runs)
-    count = len(scalings)
-    start, *sweeps = panels(figure, 1 + count, 4.5 + 4 * count, 4.2, (0.8, *[1] * count))
-    grouped_points(start, list(STARTS), {"": [[100 * a for a in accuracy(runs, s)] for s in STARTS]}, (BLUE,))
-    start.set_xticks(range(3), ["A Gaussian\nB zero", "A Kaiming\nB zero", "A zero\nB Gaussian"])
-    start.set(ylabel="answered exactly (%)", ylim=(0, 104))
-    means = [100 * mean(accuracy(runs, s)) for s in STARTS]
-    start.set_title(f"Starts: {max(means) - min(means):.1f} points apart")
-    for ax, scaling in zip(sweeps, scalings, strict=True):
-        for r, color in zip(RANKS, (BLUE, GREEN, ORANGE), strict=True):
-            rates, bits = sweep_of(runs, scaling, r)
-            if not rates:  # a quick run leaves a rank out
-                continue
-            band(ax, rates, bits, color, f"r = {r}", marker="o")
-            ax.axvline(2 ** float(np.mean(best(runs, scaling, r))), color=color, linewidth=1, linestyle=":")
-        ax.set(
-            xscale="log",
-            xlabel="learning rate",
-            title=f"{SCALINGS[scaling]}: best lr times {2 ** mean(drift(runs, scaling)):.1f}, r 1 → 64",
-        )
-        ax.set_xticks(RATES, [f"{1000 * lr:.0f}e-3" for lr in RATES])
-        ax.minorticks_off()
-        ax.legend()
-    low = min(r["bits"] for _, r in select(runs, part="scaling"))
-    for ax in sweeps:
-        ax.set_ylim(low - 0.02, low + 0.45)
-    sweeps[0].set_ylabel("held-out code (bits/character)")
+    left, right = panels(figure, 2, 3.7, (1.25, 1))
+    methods = [
+        (FULL, GRAY, "full"),
+        (lora(1), GREEN, "r = 1"),
+        (lora(8), BLUE, "r = 8"),
+        (lora(LARGE), ORANGE, "r = 64"),
+    ]
+    labels = []
+    for method, color, words in methods:
+        rates, losses = curves(runs, "strings", **method)
+        if not rates:  # a quick run leaves a rank out
+            continue
+        middle = band(left, rates, losses, color, marker=".")
+        labels.append((rates[0], float(middle[0]), words, color))
+        at = mean_optimum(runs, "strings", **method)
+        assert at is not None
+        left.axvspan(at.low / 2**0.1, at.high * 2**0.1, ymax=0.03, color=color, linewidth=0)
+    left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="bits/character of the answer")
+    left.set_title("strings; thick: within 0.02 bits of the best")
+    low, high = left.get_ylim()
+    left.set_ylim(low * 0.7, min(high, 12))
+    for x, y, words, color in labels:
+        left.annotate(words, (x, y), xytext=(-4, 6), textcoords="offset points", color=color, ha="center", fontsize=9)
+    ends = []
+    for world, color in zip(worlds_run(runs), (BLUE, ORANGE), strict=False):
+        ranks = ranks_run(runs, world)
+        centers = [2 ** mean([math.log2(v) for v in over_full(runs, world, r)]) for r in ranks]
+        for r, center in zip(ranks, centers, strict=True):
+            values = [math.log2(v) for v in over_full(runs, world, r)]
+            if len(values) > 1:
+                below, above = (2**end for end in interval(values))
+                right.errorbar([r], [center], yerr=[[center - below], [above - center]], color=color, capsize=3)
+        right.plot(ranks, centers, "o-", color=color)
+        ends.append((float(ranks[-1]), centers[-1], world, color))
+    right.set(
+        xscale="log", yscale="log", xlabel="rank r, α/r", title="best rate over full fine-tuning's", ylim=(0.8, 40)
+    )
+    right.axhline(1, color=GRAY, linewidth=1)
+    right.axhline(10, color=GRAY, linewidth=1, linestyle=":")
+    ticks(right, RANKS, (1, 2, 5, 10, 20))
+    right.set_xlim(0.8, 400)
+    still = max(mean(moved_either_way(runs, world)) for world in worlds_run(runs)) <= 1
+    ratios = [mean(over_full(runs, w, r)) for w in worlds_run(runs) for r in ranks_run(runs, w)]
+    where = "at every r" if still else "depending on r"
+    said = f"LoRA wants {min(ratios):.0f} to {max(ratios):.0f} times full fine-tuning's rate, {where}"
+    finding(figure, said, len(best(runs, "strings", FULL)))
+    label_lines(right, ends)
 
 
 CLAIM = Claim(
     id="init_scaling",
-    short="No retuning for r, start, LoRA+",
-    statement="α/r spares retuning when r changes; how A starts does not matter; LoRA+ is α by another name",
-    where="§4.1; after the paper",
-    paper="scaling by α/r helps to reduce the need to retune when r varies (no numbers)",
+    short="α/r spares retuning when r changes",
+    statement="With α/r the best learning rate stays when r changes, at a multiple of full fine-tuning's",
+    where="§4.1; after the paper: rsLoRA, LoRA Without Regret",
+    paper='"to reduce the need to retune hyperparameters when we vary r" (no numbers)',
     configurations=configurations,
-    experiment=Experiment(run, version=2),
+    experiment=EXPERIMENT,
     parts=PARTS,
     key=key,
     measured=measured,
-    spread=spread,
     draw=draw,
 )

@@ -1,14 +1,15 @@
-"""§4.1, §3, Table 1: a merged LoRA "does not introduce any additional inference latency"; adapters and prefixes cost.
+"""§3, §4.1, Table 1: a merged LoRA has "no additional inference latency"; adapters and prefixes cost.
 
-Forward passes of one model in alternating rounds: the base twice, since two equal things also differ when timed;
-LoRA merged and unmerged; adapters; a prefix. And what the older methods cost in kind: adapters deepen the model,
-prefixes take positions of the context, so that less of a long text is read.
+Counted: the products of a forward pass; merged, LoRA's are the base's. Timed: one model in alternating rounds, until
+the interval of the ratio is narrower than what is asked or the time is up. The base runs twice in each round, since two
+equal things differ too when timed; a variant is compared with the mean of both, and noise can only leave a verdict
+open. And what a prefix takes from the context, in two parts: what is lost because less is read, by reading LoRA's own
+model with the context as much shorter, without any training; and what is lost because prefixes are hard to train.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+import time
 from functools import partial
 from typing import Any
 
@@ -18,46 +19,53 @@ from ..autograd import no_grad
 from ..gpt import GPT, GPTConfig
 from ..lora import LoRAConfig, add_lora, merge_lora
 from ..nn import Module
-from .adaptation import adaptation, quality, rate
-from .claim import FAILS, HOLDS, NOISE, Claim, Configuration, Experiment, Part, Result, Rule, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, band, panels, quartiles
-from .measures import deviation, each, mean, of, quartiles_of, select
+from .adaptation import adaptation, quality
+from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
+from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, band, finding, label_lines, panels
+from .measures import each, mean, median_interval, of, quartiles_of, select
 from .methods import Adapter, LoRA, Method, Prefix
-from .rules import always_above
+from .products import counted
+from .rules import always_equal, median_at_least, median_at_most
 from .stopwatch import repeats_for, seconds_of
 
-# batch x time, the paper's divided by 4 -> the paper's: batch x time, AdapterL and AdapterH, % over LoRA
-SHAPES: dict[tuple[int, int], tuple[str, float, float]] = {
-    (8, 128): ("32 x 512", 2.2, 3.0),
-    (4, 64): ("16 x 256", 5.0, 8.4),
-    (1, 32): ("1 x 128", 20.7, 30.3),
-}
-PREFIX = 8
-VARIANTS = ("base again", "LoRA merged", "LoRA unmerged", "adapters (Lin)", "adapters (Houlsby)", "prefix")
+# batch x time, the paper's divided by 4 -> the paper's AdapterL and AdapterH, % over LoRA
+SHAPES: dict[tuple[int, int], tuple[float, float]] = {(8, 128): (2.2, 3.0), (4, 64): (5.0, 8.4), (1, 32): (20.7, 30.3)}
+MERGED, HOULSBY = "LoRA merged", "adapters (Houlsby)"
+VARIANTS = (MERGED, "LoRA unmerged", "adapters (Lin)", HOULSBY, "prefix of 8")
 SIZES: dict[str, Any] = {"d_model": 128, "n_layers": 4, "n_heads": 4}
-ROUNDS = 40
+FEWEST, SECONDS = 20, 10.0  # rounds at least; seconds at most
+NARROW = 0.01  # how narrow the merged model's interval has to become
+TOLERANCE = 1.02
 PREFIXES = (8, 16, 32, 48)
 REFERENCE = LoRA("q,v", 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    seeds = settings.bases
+    shapes = list(SHAPES)[1:] if settings.quick else list(SHAPES)
+    seconds = SECONDS / 10 if settings.quick else SECONDS
+    timed = [{"batch": B, "time": T, "seconds": seconds} for B, T in shapes]
     if settings.quick:
-        return [{"batch": B, "time": T, "rounds": ROUNDS // 4} for B, T in list(SHAPES)[1:]]
+        return [{"count": [4, 64]}, *timed]
+    shortened = {"shortened": list(PREFIXES)}
     return [
-        *({"batch": B, "time": T, "rounds": ROUNDS} for B, T in SHAPES),
-        *(adaptation("text", s, "code", REFERENCE) for s in seeds),
-        # one learning rate for all lengths, tuned at 8
-        *(adaptation("text", s, "code", Prefix(P), lr=rate("text", Prefix(8))) for s in seeds for P in PREFIXES),
+        {"count": [4, 64]},
+        *timed,
+        *(adaptation("text", s, "code", REFERENCE, **shortened) for s in settings.bases),
+        *(adaptation("text", s, "code", Prefix(P)) for s in settings.bases for P in PREFIXES),
     ]
 
 
 def run(configuration: Configuration) -> Result:
-    """Milliseconds of a forward pass, for each variant those of all rounds."""
-    B, T = configuration["batch"], configuration["time"]
+    """The products of a forward pass; or milliseconds, for each variant those of all rounds."""
+    B, T = configuration.get("count") or (configuration["batch"], configuration["time"])
     ids = np.random.default_rng(0).integers(0, 96, (B, T))
-    context = max(T for _, T in SHAPES) + PREFIX
+    models = _models(max(T for _, T in SHAPES) + PREFIXES[0])
+    if "count" in configuration:
+        return {name: _count(model, ids) for name, model in models.items()}
+    return {"milliseconds": _time(models, ids, configuration["seconds"])}
 
+
+def _models(context: int) -> dict[str, Module]:
     def model() -> GPT:
         return GPT(GPTConfig(vocab_size=96, context_length=context, **SIZES), seed=0)
 
@@ -68,169 +76,181 @@ def run(configuration: Configuration) -> Result:
             merge_lora(adapted)
         return adapted
 
-    models: dict[str, Module] = {
+    return {
         "base": model(),
         "base again": model(),
-        "LoRA merged": lora(True),
+        MERGED: lora(True),
         "LoRA unmerged": lora(False),
         "adapters (Lin)": Adapter("l", 16).prepare(model(), 0)[0],
-        "adapters (Houlsby)": Adapter("h", 16).prepare(model(), 0)[0],
-        "prefix": Prefix(PREFIX).prepare(model(), 0)[0],
+        HOULSBY: Adapter("h", 16).prepare(model(), 0)[0],
+        "prefix of 8": Prefix(PREFIXES[0]).prepare(model(), 0)[0],
     }
+
+
+def _count(model: Module, ids: np.ndarray) -> dict[str, int]:
+    with no_grad(), counted() as count:
+        model.eval()(ids)
+    return {"products": count.products, "multiply_adds": count.forward}
+
+
+def _time(models: dict[str, Module], ids: np.ndarray, seconds: float) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in models}
-    names = list(models)
+    names, start = list(models), time.perf_counter()
     with no_grad():
         repeats = repeats_for(lambda: models["base"].eval()(ids), 0.004)  # 4 ms or more are well timed
-        for number in range(configuration["rounds"] + 2):
-            order = names[number % len(names) :] + names[: number % len(names)]  # nobody is always first
-            for name in order:
-                took = seconds_of(partial(models[name].eval(), ids), repeats)
-                if number >= 2:  # the first two warm up
-                    times[name].append(1e3 * took)
-    return {"milliseconds": times}
+        number = 0
+        while number < FEWEST or (time.perf_counter() < start + seconds and not _narrow(times)):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:  # nobody is always first
+                times[name].append(1e3 * seconds_of(partial(models[name].eval(), ids), repeats))
+            number += 1
+    return times
+
+
+def _narrow(times: dict[str, list[float]]) -> bool:
+    low, high = median_interval(_over_base(times, MERGED))
+    return high - low <= NARROW
+
+
+def _over_base(times: dict[str, list[float]], variant: str) -> list[float]:
+    """A variant's time in each round, over the mean of the two bases'; of "base again", over the other one's."""
+    one, two = np.array(times["base"]), np.array(times["base again"])
+    if variant == "base again":
+        return (two / one).tolist()
+    return (np.array(times[variant]) / ((one + two) / 2)).tolist()
 
 
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def of_rounds(runs: Runs, B: int, T: int, variant: str) -> list[float]:
-    """A variant's time over the base's, in each round."""
+def ratios(runs: Runs, B: int, T: int, variant: str) -> list[float]:
+    """Of each round."""
     found = select(runs, batch=B, time=T)
-    if not found:
-        return []
-    times = found[0][1]["milliseconds"]
-    return (np.array(times[variant]) / np.array(times["base"])).tolist()
+    return _over_base(found[0][1]["milliseconds"], variant) if found else []
 
 
 def shapes_run(runs: Runs) -> list[tuple[int, int]]:
-    return [shape for shape in SHAPES if of_rounds(runs, *shape, "base again")]
+    return [shape for shape in SHAPES if ratios(runs, *shape, MERGED)]
 
 
-def ratios(runs: Runs, B: int, T: int, variant: str) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of a variant's time over the base's in the same round."""
-    return quartiles_of(of_rounds(runs, B, T, variant))
+def more(runs: Runs, variant: str, what: str) -> list[float]:
+    """How many more products, or multiply-adds, than the base: a number, or a share of the base's."""
+    of_model = next((r for c, r in runs if "count" in c), None)
+    if of_model is None:
+        return []
+    extra = of_model[variant][what] - of_model["base"][what]
+    return [extra if what == "products" else extra / of_model["base"][what]]
 
 
-def over_the_base_itself(runs: Runs, variant: str, quartile: int) -> list[float]:
-    """Of each shape, a quartile of a variant's ratios (1: the median) over the upper quartile of base against base."""
-    return [
-        ratios(runs, *shape, variant)[quartile] / ratios(runs, *shape, "base again")[2] for shape in shapes_run(runs)
-    ]
+def at_end(runs: Runs, method: Method) -> list[float]:
+    """Of each base, bits on the last 16 characters of its windows of code."""
+    extra: dict[str, Any] = {"shortened": list(PREFIXES)} if method == REFERENCE else {}
+    return quality(runs, "text", method, ("code",), "bits_at_end", **extra)
 
 
-def bits_at_end(runs: Runs, method: Method) -> list[float]:
-    """Of each base, on the last 16 characters of its windows of code."""
-    return quality(runs, "text", method, ("code",), "bits_at_end")
+def less_read(runs: Runs, P: int) -> list[float]:
+    """Of each base, how many bits LoRA's model loses there if it reads P characters less."""
+    found = [r["bits_at_end_shortened"][PREFIXES.index(P)] - r["bits_at_end"] for c, r in runs if "shortened" in c]
+    return found
 
 
-def prefixes_run(runs: Runs) -> list[int]:
-    return [P for P in PREFIXES if bits_at_end(runs, Prefix(P))]
-
-
-def lost_to(runs: Runs, P: int) -> list[float]:
-    """Of each base, how many bits more a prefix of P loses at the end of a window than LoRA."""
-    return each(operator.sub, bits_at_end(runs, Prefix(P)), bits_at_end(runs, REFERENCE))
-
-
-def _at_every_shape(values: Sequence[float], limit: float) -> str:
-    slower = [v > limit for v in values]
-    return FAILS if all(slower) else NOISE if any(slower) else HOLDS
+def hard_to_train(runs: Runs, P: int) -> list[float]:
+    """Of each base, how many bits a prefix of P loses there beyond that."""
+    prefix, lora = at_end(runs, Prefix(P)), at_end(runs, REFERENCE)
+    return each(lambda own, reference, lost: own - reference - lost, prefix, lora, less_read(runs, P))
 
 
 PARTS = (
-    *(
-        Part(f"{variant} over base, {B} x {T}", "time", of(of_rounds, B, T, variant))
-        for B, T in SHAPES
-        for variant in VARIANTS
-    ),
     Part(
-        "LoRA merged, median over the upper quartile of base again",
-        "time",
-        of(over_the_base_itself, "LoRA merged", 1),
-        rule=Rule("is at most {} at every shape (does not hold if at none)", 1, _at_every_shape),
-        what="merged LoRA's median ratio to the base, divided by the upper quartile of the base against itself,",
+        "multiply-adds more than the base, LoRA merged",
+        "exact",
+        of(more, MERGED, "multiply_adds"),
+        "%",
+        rule=always_equal(0),
+        what="the multiply-adds of merged LoRA's forward pass beyond the base's, counted,",
     ),
-    Part(
-        "adapters (Houlsby), lower quartile over the upper quartile of base again",
-        "time",
-        of(over_the_base_itself, "adapters (Houlsby)", 0),
-        rule=always_above(1),
-        what="the lower quartile of adapters (Houlsby), divided by the same,",
-    ),
-    Part(f"loss at the end, {REFERENCE}", "text", of(bits_at_end, REFERENCE), "bits"),
+    *(Part(f"products more than the base, {variant}", "exact", of(more, variant, "products")) for variant in VARIANTS),
+    *(Part(f"multiply-adds more than the base, {v}", "exact", of(more, v, "multiply_adds"), "%") for v in VARIANTS[1:]),
     *(
         Part(
-            f"loss at the end, prefix leaving {64 - P} of 64 positions, minus {REFERENCE}",
-            "text",
-            of(lost_to, P),
-            "bits",
+            f"{variant} over base, {B} x {T}",
+            "time",
+            of(ratios, B, T, variant),
+            rule=rule,
+            what=f"{variant}'s time over the base's, at each shape,",
         )
-        for P in PREFIXES
+        for B, T in SHAPES
+        for variant, rule in (
+            ("base again", None),
+            (MERGED, median_at_most(TOLERANCE)),
+            ("LoRA unmerged", None),
+            ("adapters (Lin)", None),
+            (HOULSBY, median_at_least(1)),
+            ("prefix of 8", None),
+        )
     ),
+    Part("loss at the end, LoRA on q, v, r = 4", "text", of(at_end, REFERENCE), "bits"),
+    *(Part(f"lost by reading {P} characters less", "text", of(less_read, P), "bits") for P in PREFIXES),
+    *(Part(f"lost beyond that, prefix of {P}", "text", of(hard_to_train, P), "bits") for P in PREFIXES),
 )
 
 
 def key(runs: Runs) -> str:
-    merged = [ratios(runs, *shape, "LoRA merged")[1] for shape in shapes_run(runs)]
-    return f"{min(merged):.3f} to {max(merged):.3f} of the base's time"
+    merged = [quartiles_of(ratios(runs, *shape, MERGED))[1] for shape in shapes_run(runs)]
+    return f"{min(merged):.3f} to {max(merged):.3f} of the base's time, the same products"
 
 
 def measured(runs: Runs) -> str:
     shown = "; ".join(
-        f"{B} x {T}: " + ", ".join(f"{name} {ratios(runs, B, T, name)[1]:.3f}" for name in VARIANTS)
+        f"{B} x {T}: "
+        + ", ".join(f"{v} {quartiles_of(ratios(runs, B, T, v))[1]:.3f}" for v in ("base again", *VARIANTS))
         for B, T in shapes_run(runs)
     )
-    said = f"time over the base's, {shown}; products in a row per block: 4, with adapters 6 (Lin) and 8 (Houlsby)"
-    if prefixes := prefixes_run(runs):
-        reference = mean(bits_at_end(runs, REFERENCE))
-        lost = ", ".join(f"{64 - P}: {mean(bits_at_end(runs, Prefix(P))) - reference:+.2f}" for P in prefixes)
-        said += f"; bits against LoRA when a prefix leaves of 64 positions {lost}"
+    extra = ", ".join(f"{v} {more(runs, v, 'products')[0]:.0f}" for v in VARIANTS)
+    said = f"products more than the base: {extra}; time over the base's, {shown}"
+    if less_read(runs, PREFIXES[0]):
+        read, trained = (", ".join(f"{mean(fn(runs, P)):+.2f}" for P in PREFIXES) for fn in (less_read, hard_to_train))
+        said += f"; reading 8, 16, 32, 48 characters less costs {read} bits, prefixes of that length {trained} more"
     return said
 
 
-def spread(runs: Runs) -> str:
-    widest = max(
-        ratios(runs, *shape, "base again")[2] - ratios(runs, *shape, "base again")[0] for shape in shapes_run(runs)
-    )
-    said = f"quartiles of base against base up to {widest:.3f} apart"
-    reference = bits_at_end(runs, REFERENCE)
-    return f"{said}; bits ±{deviation(reference):.2f}" if reference else said
-
-
 def draw(runs: Runs, figure: Any) -> None:
-    present = prefixes_run(runs)
-    left, *others = panels(figure, 2, 12.5, 4.4, (1.8, 1)) if present else panels(figure, 1, 8.0, 4.4)
-    colors = (GRAY, BLUE, SKY, GREEN, RED, PURPLE)
-    for number, (variant, color) in enumerate(zip(VARIANTS, colors, strict=True)):
-        for place, shape in enumerate(shapes_run(runs)):
-            low, middle, high = (100 * (x - 1) for x in ratios(runs, *shape, variant))
-            x, label = place + (number - 2.5) * 0.12, variant if place == 0 else None
-            quartiles(left, x, (low, middle, high), color, capsize=2, label=label)
-    for place, (_, lin, houlsby) in enumerate(SHAPES[shape] for shape in shapes_run(runs)):
-        for number, value in ((3, lin), (4, houlsby)):
-            label = "paper, GPT-2 M on a GPU" if (place, number) == (0, 3) else None
-            left.plot([place + (number - 2.5) * 0.12 + 0.05], [value], "x", color="black", label=label)
-    left.axhline(0, color=GRAY, linewidth=1)
-    names = [f"{B} x {T}\n(paper: {SHAPES[B, T][0]})" for B, T in shapes_run(runs)]
-    left.set_xticks(range(len(names)), names)
-    left.set(ylabel="forward pass, % over the base", xlabel="batch x time; bars are quartiles")
-    merged = max(abs(ratios(runs, *shape, "LoRA merged")[1] - 1) for shape in shapes_run(runs))
-    left.set_title(f"Merged LoRA: within {100 * merged:.1f} % of the base")
-    left.legend(fontsize=8, loc="upper left")
+    context = bool(less_read(runs, PREFIXES[0]))
+    left, *others = panels(figure, 1 + context, 4.0, (1.35, 1) if context else None)
+    shapes = shapes_run(runs)
+    for number, (variant, color) in enumerate(
+        zip(("base again", *VARIANTS), (GRAY, BLUE, SKY, GREEN, ORANGE, PURPLE), strict=True)
+    ):
+        for place, shape in enumerate(shapes):
+            values = 100 * (np.array(ratios(runs, *shape, variant)) - 1)
+            low, high = median_interval(values.tolist())
+            row = -(number + 0.22 * (place - 1))
+            left.plot([low, high], [row, row], color=color, linewidth=2)
+            left.plot([float(np.median(values))], [row], "o^s"[place], color=color, markersize=4.5)
+    left.axvline(0, color=GRAY, linewidth=1)
+    left.set_yticks([-n for n in range(6)], ["base again", *VARIANTS])
+    left.set(
+        xlabel="forward pass, % over the base",
+        title=", ".join(f"{'●▲■'[n]} {B} x {T}" for n, (B, T) in enumerate(shapes)),
+    )
+    left.grid(axis="y", visible=False)
+    ends = []
     for right in others:
-        _draw_prefixes(runs, right, present)
-
-
-def _draw_prefixes(runs: Runs, right: Any, present: list[int]) -> None:
-    at_end = np.array([bits_at_end(runs, Prefix(P)) for P in present]).T
-    band(right, [64 - P for P in present], at_end, PURPLE, "prefix tuning", marker="o")
-    right.axhline(mean(bits_at_end(runs, REFERENCE)), color=BLUE, label="LoRA on q, v, r = 4: all 64 positions")
-    right.invert_xaxis()
-    right.set(xlabel="positions of 64 that the prefix leaves", ylabel="bits/character, last 16 of each window")
-    lost = mean(bits_at_end(runs, Prefix(present[-1]))) - mean(bits_at_end(runs, Prefix(present[0])))
-    right.set_title(f"A prefix of {present[-1]} costs {lost:+.2f} bits against one of {present[0]}")
-    right.legend(fontsize=8)
-    right.axvline(64, color=ORANGE, linewidth=0)  # unseen: only brings the whole context into view
+        lost = np.array([less_read(runs, P) for P in PREFIXES]).T
+        whole = lost + np.array([hard_to_train(runs, P) for P in PREFIXES]).T
+        for values, color, words in ((lost, BLUE, "LoRA, read\nshorter"), (whole, PURPLE, "prefix")):
+            middle = band(right, PREFIXES, values, color, marker="o")
+            ends.append((float(PREFIXES[-1]), float(middle[-1]), words, color))
+        right.axhline(0, color=GRAY, linewidth=1)
+        right.set(xlabel="positions taken, of 64", ylabel="bits/character lost", title="context", xlim=(4, 74))
+        right.set_xticks(PREFIXES, [str(P) for P in PREFIXES])
+    worst = max(abs(quartiles_of(ratios(runs, *shape, MERGED))[1] - 1) for shape in shapes)
+    slowest = max(quartiles_of(ratios(runs, *shape, HOULSBY))[1] - 1 for shape in shapes)
+    finding(
+        figure, f"Merged, LoRA is within {100 * worst:.1f} % of the base; adapters cost up to {100 * slowest:.0f} %", 1
+    )
+    for right in others:
+        label_lines(right, ends, 22)
 
 
 CLAIM = Claim(
@@ -240,10 +260,9 @@ CLAIM = Claim(
     where="§3, §4.1, Table 1",
     paper="GPT-2 medium, over LoRA: AdapterL +2.2, +5.0, +20.7 %, AdapterH +3.0, +8.4, +30.3 %",
     configurations=configurations,
-    experiment=Experiment(run, alone=True),
+    experiment=Experiment(run, version=2, alone=True),
     parts=PARTS,
     key=key,
     measured=measured,
-    spread=spread,
     draw=draw,
 )

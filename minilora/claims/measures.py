@@ -29,14 +29,48 @@ def percent(shares: Sequence[float]) -> str:
     return f"{100 * mean(shares):.0f}"
 
 
-def standard_error(values: Sequence[float]) -> float:
-    return deviation(values) / math.sqrt(len(values))
+# Student's t, the one-sided quantiles of 1 to 10 degrees of freedom; more bases are judged by the last, which is a
+# little too strict for them.
+T95 = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+T995 = (63.66, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169)
+
+
+def margin(values: Sequence[float], quantiles: Sequence[float] = T95) -> float:
+    """How far a mean may be off at that quantile of Student's t; infinitely for a single value, which tells nothing."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return math.inf
+    return quantiles[min(freedom, len(quantiles)) - 1] * deviation(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 90 % interval of the mean: on either side of it lies 5 %."""
+    return mean(values) - margin(values), mean(values) + margin(values)
 
 
 def quartiles_of(rounds: Sequence[float]) -> tuple[float, float, float]:
     """The lower quartile, the median and the upper quartile."""
     low, middle, high = np.quantile(rounds, (0.25, 0.5, 0.75)).tolist()
     return low, middle, high
+
+
+def median_interval(values: Sequence[float], level: float = 0.05) -> tuple[float, float]:
+    """Between two of the values in order, so that the median lies on either side of it with `level` at most.
+
+    Whatever their distribution: of n independent values fewer than k are below the median with the probability that n
+    coins show fewer than k heads. Too few values say nothing.
+    """
+    n, k, below = len(values), 0, 0
+    while below + math.comb(n, k) <= level * 2**n:
+        below, k = below + math.comb(n, k), k + 1
+    ordered = sorted(values)
+    return (ordered[k - 1], ordered[n - k]) if k else (-math.inf, math.inf)
+
+
+def log_odds(share: float, count: int = 512) -> float:
+    """log₂ of right over wrong among so many held-out examples, half of one added to either."""
+    right = share * count
+    return math.log2((right + 0.5) / (count - right + 0.5))
 
 
 def share(part: float, whole: float) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
+from ..baselines import PromptTuned, RandomSubset, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 from ..gpt import GPT
 from ..lora import LoRAConfig, add_lora
 from ..nn import Module, Parameter
@@ -54,7 +54,7 @@ class Method:
             return model, bitfit(model)
         if self.kind == "last-block":
             return model, last_block(model)
-        if self.kind in ("full", "subspace"):
+        if self.kind in ("full", "subspace", "subset"):
             return model, model.parameters()
         raise ValueError(f"There is no method {self.name!r}.")
 
@@ -62,6 +62,8 @@ class Method:
         """What trains these parameters, and how many numbers it moves."""
         if self.kind == "subspace":
             return RandomSubspace(parameters, self.size, lr, seed), self.size
+        if self.kind == "subset":
+            return RandomSubset(parameters, self.size, lr, seed), self.size
         return Adam(parameters, lr), sum(p.size for p in parameters)
 
 
@@ -95,3 +97,7 @@ def Adapter(style: str, width: int) -> Method:
 
 def Subspace(directions: int) -> Method:
     return Method("subspace", directions)
+
+
+def Subset(weights: int) -> Method:
+    return Method("subset", weights)

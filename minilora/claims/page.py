@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..interop.files import read_bytes, write_text
-from .claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Settings
+from .claim import FAILS, HOLDS, MIXED, NOISE, UNDECIDED, WORLDS, Settings
 from .report import (
     CELLS,
     Row,
@@ -65,7 +65,9 @@ dl { margin: 0 0 1rem; } dt { color: var(--soft); font-size: .85rem; margin-top:
   td[data-label]:not(:empty)::before { content: attr(data-label) ": "; color: var(--soft); }
 }
 """
-_SIGNS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), NOISE: ("noise", "~"), UNDECIDED: ("", "?")}
+_SIGNS = {
+    HOLDS: ("holds", "✓"), MIXED: ("noise", "≠"), FAILS: ("fails", "✗"), NOISE: ("noise", "~"), UNDECIDED: ("", "?"),
+}  # fmt: skip
 
 
 def write_page(folder: Path, rows: Sequence[Row], settings: Settings, failed: Mapping[str, str]) -> None:
@@ -92,8 +94,8 @@ def page(
 <h1>LoRA's claims, measured</h1>
 <p>{escape(count_verdicts(rows))}. <span class="soft">{escape(how_made(settings))}</span></p>
 <p class="soft">A claim of the paper (Hu et al. 2021) is tested on string tasks, on text, and, where there is something
-exact to compare with, against that. Each verdict follows from a rule that was fixed before the run, and is about models
-of this size.</p>
+exact to compare with, against that. Each verdict follows from a rule that was written down before this run, after
+earlier ones of like recipes, and is about models of this size.</p>
 <table class="claims">
 <thead><tr>{header}</tr></thead>
 <tbody>
@@ -125,13 +127,12 @@ def _mark(verdict: str, words: str) -> str:
 
 def _whole(row: Row, settings: Settings, figure: bytes | None, why: str) -> str:
     verdicts = ", ".join(f"{world}&nbsp;{_verdict(row, world)}" for world in WORLDS)
-    spread = f". Spread: {row['spread']}" if settings.seeds > 1 else ""
     said_of_row: tuple[tuple[str, str], ...] = (
         ("Verdict", f"{escape(verdict_whole(row))} ({verdicts})"),
         ("Key number", escape(row["key"])),
         (f"The paper, {row['where']}", escape(row["paper"])),
         (rule_words(settings), escape(row["rule"])),
-        ("Measured", escape(f"{row['measured']}{spread}")),
+        ("Measured", escape(f"{row['measured']}; {row['spread']}")),
     )
     if explained := terms(row):
         said_of_row += (("Terms", "<br>".join(map(escape, explained))),)

@@ -16,12 +16,13 @@ from typing import Any
 
 from .. import __version__
 from ..interop.files import read_json, write_atomically, write_text
-from .claim import FAILS, HOLDS, NOISE, UNDECIDED, WORLDS, Claim, Runs, Settings
+from .claim import FAILS, HOLDS, MIXED, NOISE, UNDECIDED, WORLDS, Claim, Measurement, Runs, Settings
 from .figures import save_figure
+from .measures import interval, margin, mean
 from .store import keep_result, kept_result
 
 Row = dict[str, Any]
-SCHEMA = 3  # of claims.json, which docs/report.md describes; the first had words only, the second no rules of parts
+SCHEMA = 4  # of claims.json, which docs/report.md describes
 # What every row holds, and every measurement of it, as JSON gives it back
 _ROW: dict[str, Any] = {
     **dict.fromkeys(("id", "short", "statement", "where", "paper", "measured", "spread", "rule"), str),
@@ -39,7 +40,7 @@ _MEASUREMENT: dict[str, Any] = {
     "values": list,
     **dict.fromkeys(("rule", "verdict"), (str, type(None))),
 }
-VERDICTS = (HOLDS, FAILS, NOISE, UNDECIDED)
+VERDICTS = (HOLDS, MIXED, FAILS, NOISE, UNDECIDED)
 NOT_JUDGED = "not judged"  # of a world that is missing among a claim's verdicts
 
 
@@ -53,7 +54,7 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
         "where": claim.where,
         "paper": claim.paper,
         "measured": outcome.measured,
-        "spread": outcome.spread if settings.seeds > 1 else "one base: no spread",
+        "spread": closest_call(outcome.measurements),
         "rule": claim.rule,
         "verdict": outcome.verdict,
         "key": outcome.key,
@@ -64,6 +65,23 @@ def make_row(claim: Claim, runs: Runs, settings: Settings, seconds: float) -> Ro
     }
 
 
+def closest_call(measurements: Sequence[Measurement]) -> str:
+    """Of the judged numbers that scatter over bases, the one whose interval is nearest to what is asked of it."""
+    judged = [m for m in measurements if m.part.rule and m.part.rule.margin and len(m.values) > 1]
+    if not judged:
+        return "no number that scatters over bases is judged"
+
+    def room(m: Measurement) -> float:
+        scale = 100 if m.part.unit == "%" else 1
+        assert m.part.rule is not None
+        return abs(mean(m.values) - scale * m.part.rule.limit) / (margin(m.values) or 1e-300)
+
+    m = min(judged, key=room)
+    low, high = interval(m.values)
+    where = f" on {m.part.world}" if m.part.world in ("strings", "text") else ""
+    return f"closest call: {m.part.name}{where}, {number(low)} to {number(high, m.part.unit)} (n = {len(m.values)})"
+
+
 def report_files(folder: Path, claims: Sequence[Claim]) -> list[Path]:
     """Everything that a report of these claims writes: the table three times, and a figure each."""
     tables = [folder / name for name in ("claims.json", "claims.md", "report.html")]
@@ -72,7 +90,7 @@ def report_files(folder: Path, claims: Sequence[Claim]) -> list[Path]:
 
 def write_report(folder: Path, rows: list[Row], settings: Settings) -> None:
     """Write claims.json and claims.md into `folder`. Raises `ValueError` where they cannot be written."""
-    settings_said = {"seeds": settings.seeds, "quick": settings.quick}
+    settings_said = {"seeds": settings.seeds, "quick": settings.quick, "long": settings.long}
     report = {"schema": SCHEMA, "minilora": __version__, **settings_said, "claims": rows}
     write_text(folder / "claims.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / "claims.md", markdown(rows, settings))
@@ -87,12 +105,12 @@ def read_report(folder: Path) -> tuple[list[Row], Settings]:
     if not path.exists():
         raise ValueError(f"There is no report in {folder}: make one with minilora reproduce --out {folder}.")
     report = read_json(path, ValueError)
-    kinds = {"claims": list, "seeds": int, "quick": bool}
+    kinds = {"claims": list, "seeds": int, "quick": bool, "long": bool}
     if report.get("schema") != SCHEMA or not _fits(report, kinds) or not all(map(_is_row, report["claims"])):
         raise ValueError(
             f"{path} is no report of this version of minilora: make it anew with minilora reproduce --out {folder}."
         )
-    return report["claims"], Settings(report["seeds"], report["quick"])
+    return report["claims"], Settings(report["seeds"], report["quick"], report["long"])
 
 
 def _is_row(row: Any) -> bool:
@@ -177,34 +195,27 @@ def verdict_words(row: Row, world: str) -> str:
 
 
 def verdict_whole(row: Row) -> str:
-    """The verdict of the claim's rule, and where it is another: "holds, but not on text"."""
-    but = [f"on {world}" for world in _failed_in(row)]
-    return f"{in_words(row['verdict'])}, but not {' or '.join(but)}" if but else in_words(row["verdict"])
-
-
-def _failed_in(row: Row) -> list[str]:
-    """The worlds in which a claim does not hold that holds by its own rule."""
-    return [world for world, verdict in row["verdicts"].items() if row["verdict"] == HOLDS and verdict == FAILS]
+    """The verdict over all worlds; where they differ, each one's: "holds on strings, does not hold on text"."""
+    if row["verdict"] != MIXED:
+        return in_words(row["verdict"])
+    said: dict[str, list[str]] = {}
+    for world in WORLDS:
+        if world in row["verdicts"]:
+            where = "what is exact" if world == "exact" else world
+            said.setdefault(verdict_words(row, world), []).append(where)
+    return ", ".join(f"{words} on {' and '.join(worlds)}" for words, worlds in said.items())
 
 
 def count_verdicts(rows: Sequence[Row]) -> str:
-    """ "14 claims: 12 hold, 2 within noise", by each claim's own verdict."""
+    """ "14 claims: 8 hold, 4 differ by world, 2 within noise"."""
     counts = Counter(row["verdict"] for row in rows)
-    words = {HOLDS: ("holds", "hold"), FAILS: ("does not hold at this scale", "do not hold at this scale")}
-    parts = []
-    for verdict in (HOLDS, FAILS, NOISE, UNDECIDED):
-        if n := counts[verdict]:
-            parts.append(f"{n} {words.get(verdict, (verdict, verdict))[n > 1]}")
-            if verdict == HOLDS:
-                parts[-1] += _but_not_on(rows)
+    words = {
+        HOLDS: ("holds", "hold"),
+        MIXED: ("differs by world", "differ by world"),
+        FAILS: ("does not hold at this scale", "do not hold at this scale"),
+    }
+    parts = [f"{n} {words.get(verdict, (verdict, verdict))[n > 1]}" for verdict in VERDICTS if (n := counts[verdict])]
     return f"{len(rows)} claim{'s' if len(rows) != 1 else ''}: {', '.join(parts)}"
-
-
-def _but_not_on(rows: Sequence[Row]) -> str:
-    """ " (3 of them not on text)" of the claims that hold by their own rule; nothing where they hold everywhere."""
-    worlds = Counter(world for row in rows for world in _failed_in(row))
-    said = ", ".join(f"{n} of them not on {world}" for world, n in worlds.items())
-    return f" ({said})" if said else ""
 
 
 def how_made(settings: Settings) -> str:
@@ -212,9 +223,10 @@ def how_made(settings: Settings) -> str:
     bases = f"{settings.seeds} base{'s' if settings.seeds > 1 else ''}"
     if settings.quick:
         return f"{quick_words(settings)} Hardly any run is on text; the rules are those of the full run."
+    left = "" if settings.long else ", without the long trainings (--long)"
     return (
-        f"A full run, {bases} behind every stochastic number. An interval is two standard errors either side of the "
-        "mean, and of a clock the quartiles beside the median; ± is the sample standard deviation."
+        f"A full run, {bases} behind every stochastic number{left}. An interval holds the mean nine times in ten "
+        "(Student's t); of a clock it is the quartiles beside the median. LoRA has α = 2r wherever α is not said."
     )
 
 
@@ -226,7 +238,7 @@ def quick_words(settings: Settings) -> str:
 
 def rule_words(settings: Settings) -> str:
     """What the rule is called: a quick run does not make the experiment that it is about."""
-    return "Rule of the full run, fixed before it" if settings.quick else "Rule, fixed before the run"
+    return "Rule of the full run, written down before it" if settings.quick else "Rule, written down before the run"
 
 
 def number(value: float, unit: str = "") -> str:
@@ -255,7 +267,7 @@ def measurement_cells(measurement: dict[str, Any]) -> tuple[str, str, str, str, 
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:
     """The table with a line for each claim, and each claim whole below it, with its figure."""
-    flag = " --quick" if settings.quick else ""
+    flag = " --quick" if settings.quick else f" --seeds {settings.seeds}{' --long' * settings.long}"
     lines = [
         "# Claims, measured",
         "",
@@ -269,7 +281,7 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
     for r in rows:
         lines += [f"## {r['statement']}", "", f"**{verdict_whole(r)}** ({r['where']}): {r['key']}.", ""]
         lines += [f"- The paper: {r['paper']}", f"- {rule_words(settings)}: {r['rule']}"]
-        lines += [f"- Measured: {r['measured']}", *([f"- Spread: {r['spread']}"] if settings.seeds > 1 else []), ""]
+        lines += [f"- Measured: {r['measured']}; {r['spread']}", ""]
         if r["measurements"]:
             cells = [(*measurement_cells(m), in_words(m["verdict"] or "")) for m in r["measurements"]]
             lines += _markdown_table((*CELLS, "verdict"), cells)

@@ -1,7 +1,10 @@
-"""§1, §4.1: one base serves many tasks; switching is "swapping LoRA weights only, as opposed to all the parameters".
+"""§1, §4.1: one base serves many tasks. "When we need to switch to another downstream task, we can recover W₀ by
+subtracting BA and then adding a different B′A′".
 
 Two adapters are trained on one base and saved; then they are loaded, swapped, merged and dropped. Nothing may be
-left behind: the base must come back bit for bit, and so must each adapter's answers.
+left behind: the base must come back bit for bit, and so must each adapter's answers. minilora keeps W₀ beside the
+merged weight for that. The paper's own way needs no second copy, but each subtraction and addition rounds: how far W
+drifts with the number of switches is measured beside it.
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ from typing import Any
 import numpy as np
 
 from ..autograd import no_grad
+from ..backend import to_numpy
 from ..bases import string_sampler
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, save_checkpoint
 from ..interop.peft import load_adapter, save_adapter
-from ..lora import LoRAConfig, add_lora, merge_lora, remove_lora, unmerge_lora
+from ..lora import LoRAConfig, add_lora, lora_layers, merge_lora, remove_lora, unmerge_lora
 from ..optim import Adam, linear_schedule
 from ..training import evaluate_exact_match
 from .adaptation import held_out, rate
-from .bases import adapt, pretrained, seed_of
+from .bases import adapt, pretrained, seeds
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
-from .figures import BLUE, GRAY, GREEN, ORANGE, ticks
-from .measures import deviation, mean, of, percent
+from .figures import BLUE, GRAY, ORANGE, band, finding, label_lines, panels, ticks
+from .measures import mean, of, percent, relative
 from .methods import LoRA
 from .rules import always_true
 from .stopwatch import seconds_of
@@ -34,18 +38,19 @@ from .stopwatch import seconds_of
 TASKS = ("revupper", "pairs")
 R, STEPS = 8, 150
 COUNTS = (1, 10, 100)
+SWITCHES = (1, 10, 100, 1000)
 PAPER = {"base": 350e9, "adapter": 35e6}  # bytes, GPT-3 in float16 (footnote 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
     lr, steps = rate("strings", LoRA("q,v", R)), STEPS // 2 if settings.quick else STEPS
-    return [{"base": ["strings", s], "lr": lr, "steps": steps} for s in settings.bases]
+    return [{"base": ["strings", s], "lr": lr, "steps": steps, **seeds(s)} for s in settings.bases]
 
 
 def run(configuration: Configuration) -> Result:
     """What comes back exactly, what a swap costs, and how many bytes."""
     world, number = configuration["base"]
-    model, steps, seed = pretrained(world, number), configuration["steps"], seed_of(number)
+    model, steps, seed = pretrained(world, number), configuration["steps"], configuration["adapter_seed"]
     ids = held_out(world, TASKS[0])[0][0]
 
     def logits() -> np.ndarray:
@@ -56,11 +61,14 @@ def run(configuration: Configuration) -> Result:
     result: Result = {"own": {}, "other": {}}
     with tempfile.TemporaryDirectory() as name:
         folders = {task: Path(name) / task for task in TASKS}
-        answers = {}
+        answers, changes = {}, {}
         for task in TASKS:
             parameters = add_lora(model, LoRAConfig(R, 2 * R), seed=seed)
             optimizer = Adam(parameters, configuration["lr"])
-            adapt(model, optimizer, string_sampler((task,), 32), steps, seed, linear_schedule(steps))
+            adapt(
+                model, optimizer, string_sampler((task,), 32), steps, configuration["data_seed"], linear_schedule(steps)
+            )
+            changes[task] = {name: to_numpy(layer.delta_weight()) for name, layer in lora_layers(model).items()}
             save_adapter(model, folders[task])
             answers[task] = logits()
             for other in TASKS:
@@ -89,7 +97,21 @@ def run(configuration: Configuration) -> Result:
         save_checkpoint(path, model)
         result["base_bytes"] = path.stat().st_size
         result["reload_ms"] = _median(lambda i: load_model(path))
+    result["drift"] = _drift({n: weights[f"{n}.weight"] for n in changes[TASKS[0]]}, [changes[task] for task in TASKS])
+    result["kept_bytes"] = sum(change.nbytes for change in changes[TASKS[0]].values())
     return result
+
+
+def _drift(weights: dict[str, np.ndarray], changes: list[dict[str, np.ndarray]]) -> list[float]:
+    """How far W is from W₀ after so many switches by subtraction and addition in float32, of W₀'s largest entry."""
+    found = []
+    now = {name: weight + changes[0][name] for name, weight in weights.items()}
+    for switch in range(1, SWITCHES[-1] + 1):
+        before, after = changes[(switch - 1) % 2], changes[switch % 2]
+        now = {name: weight - before[name] + after[name] for name, weight in now.items()}
+        if switch in SWITCHES:
+            found.append(max(relative(now[name] - after[name], weight) for name, weight in weights.items()))
+    return found
 
 
 def _merge_and_unmerge(model: GPT) -> None:
@@ -126,6 +148,11 @@ def stored(runs: Runs, tasks: int, apart: bool) -> list[float]:
     return [storage(r["base_bytes"], r["adapter_bytes"], tasks)[apart] for _, r in runs]
 
 
+def drift(runs: Runs, switches: int) -> list[float]:
+    """Of each base."""
+    return [r["drift"][SWITCHES.index(switches)] for _, r in runs]
+
+
 CLOCKS = {"swap_ms": "swapping adapters", "merge_ms": "merging and unmerging", "reload_ms": "reloading a full model"}
 PARTS = (
     Part(
@@ -136,6 +163,8 @@ PARTS = (
         what="logits and weights are bit-equal to the base's after two adapters were loaded, swapped, merged, "
         "unmerged and dropped, and each adapter's logits, loaded from its file, to those it was trained to give,",
     ),
+    *(Part(f"drift of W by subtracting and adding, {n:,} switches", "exact", of(drift, n)) for n in SWITCHES),
+    Part("memory of W₀ beside the merged weights", "exact", of(result_of, "kept_bytes"), "bytes"),
     Part("an adapter's files", "exact", of(result_of, "adapter_bytes"), "bytes"),
     Part("a full model's file", "exact", of(result_of, "base_bytes"), "bytes"),
     *(Part(f"{n} task{'s' * (n > 1)}, base and adapters", "exact", of(stored, n, False), "bytes") for n in COUNTS),
@@ -151,54 +180,42 @@ def key(runs: Runs) -> str:
 
 
 def measured(runs: Runs) -> str:
-    exact, (configuration, result) = all(comes_back(runs)), runs[0]
-    steps = configuration["steps"]
-    sizes = ", ".join(
-        f"{n}: {stored(runs, n, False)[0] / 1e6:.2f} MB instead of {stored(runs, n, True)[0] / 1e6:.2f}" for n in COUNTS
-    )
-    together, apart = storage(PAPER["base"], PAPER["adapter"], 100)
+    exact, (_, result) = all(comes_back(runs)), runs[0]
+    together, apart = (stored(runs, 100, way)[0] / 1e6 for way in (False, True))
     return (
-        f"{'base and adapters come back bit for bit' if exact else 'something was left behind'}; swapping reads "
-        f"{result['adapter_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'swap_ms')):.1f} ms, reloading a full model "
-        f"{result['base_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'reload_ms')):.1f} ms; after {steps} steps an "
-        f"adapter answers its task {percent(answered(runs, 'own'))} %, the other "
-        f"{percent(answered(runs, 'other'))} %; storage for tasks {sizes} (the paper's sizes give "
-        f"{together / 1e9:.1f} GB and {apart / 1e12:.0f} TB for 100)"
+        f"{'base and adapters come back bit for bit' if exact else 'something was left behind'}, for "
+        f"{result['kept_bytes'] / 1e3:.0f} kB of W₀ kept beside; subtracting and adding drifts by "
+        f"{mean(drift(runs, 1)):.0e} after 1 switch, {mean(drift(runs, 1000)):.0e} after 1,000; a swap reads "
+        f"{result['adapter_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'swap_ms')):.1f} ms, a full model "
+        f"{result['base_bytes'] / 1e3:.0f} kB in {mean(result_of(runs, 'reload_ms')):.1f}; 100 tasks take "
+        f"{together:.2f} MB instead of {apart:.2f}; an adapter answers its task {percent(answered(runs, 'own'))} %, "
+        f"the other {percent(answered(runs, 'other'))} %"
     )
-
-
-def spread(runs: Runs) -> str:
-    swap, own = deviation(result_of(runs, "swap_ms")), deviation(answered(runs, "own"))
-    return f"swap ±{swap:.1f} ms; own task ±{100 * own:.0f} %"
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    left, right = figure.subplots(1, 2)
-    results = [r for _, r in runs]
-    counts = np.array([1, 2, 5, 10, 20, 50, 100])
-    for (base, adapter), color, name in (
-        ((results[0]["base_bytes"], results[0]["adapter_bytes"]), BLUE, "here"),
-        ((PAPER["base"], PAPER["adapter"]), ORANGE, "GPT-3, from the paper's sizes"),
-    ):
-        together, apart = storage(base, adapter, counts)
-        left.plot(counts, apart, "--", color=color, label=f"{name}: full models")
-        left.plot(counts, together, "-", color=color, label=f"{name}: base + LoRA")
-    left.plot([100], [354e9], "x", color="black", label="paper: 354 GB")
-    left.set(xscale="log", yscale="log", xlabel="tasks", ylabel="storage (bytes)")
-    ticks(left, COUNTS)
-    ratio = storage(results[0]["base_bytes"], results[0]["adapter_bytes"], 100)
-    left.set_title(f"100 tasks: {ratio[1] / ratio[0]:.0f} times less than full models")
-    left.legend(fontsize=8)
-    names = {"swap_ms": "swap the\nadapter", "merge_ms": "merge and\nunmerge", "reload_ms": "reload a\nfull model"}
-    for place, (key, color) in enumerate(zip(names, (BLUE, GREEN, GRAY), strict=True)):
-        values = [r[key] for r in results]
-        right.bar([place], [mean(values)], 0.6, color=color, alpha=0.55)
-        right.plot([place] * len(values), values, ".", color=color)
-    right.set_xticks(range(3), list(names.values()))
-    right.grid(axis="x", visible=False)
-    right.set(ylabel="milliseconds, median of 11 (dots: bases)")
-    exact = all(comes_back(runs))
-    right.set_title("Switching leaves nothing behind" if exact else "Switching left something behind")
+    left, right = panels(figure, 2, 3.6)
+    middle = band(left, SWITCHES, [r["drift"] for _, r in runs], ORANGE, marker="o")
+    floor = float(middle[0]) / 100
+    left.plot(SWITCHES, [floor] * len(SWITCHES), color=BLUE)
+    left.set(xscale="log", yscale="log", xlabel="switches", ylabel="W off W₀, of its largest entry", xlim=(0.8, 2e4))
+    ticks(left, SWITCHES)
+    left.set_title("float32, W₀ kept or not")
+    base, adapter, counts = runs[0][1]["base_bytes"], runs[0][1]["adapter_bytes"], np.array([1, 2, 5, 10, 20, 50, 100])
+    together, apart = storage(base, adapter, counts)
+    right.plot(counts, apart / 1e6, color=GRAY)
+    right.plot(counts, together / 1e6, color=BLUE)
+    right.set(xscale="log", yscale="log", xlabel="tasks", ylabel="storage (MB)", title="files", xlim=(0.9, 900))
+    ticks(right, COUNTS, (0.5, 1, 2, 5, 10, 20, 50))
+    said = "Kept beside the merged weight, W₀ comes back bit for bit; subtracting and adding drifts"
+    finding(figure, said if all(comes_back(runs)) else "Switching left something behind", len(runs))
+    last = float(middle[-1])
+    label_lines(left, [(SWITCHES[-1], last, "subtract,\nadd", ORANGE), (SWITCHES[-1], floor, "kept: 0", BLUE)])
+    ends = [
+        (100, float(apart[-1]) / 1e6, "full models", GRAY),
+        (100, float(together[-1]) / 1e6, "base and\nadapters", BLUE),
+    ]
+    label_lines(right, ends)
 
 
 CLAIM = Claim(
@@ -206,12 +223,11 @@ CLAIM = Claim(
     short="One base, swapped adapters",
     statement="One base serves many tasks: adapters are swapped, and dropping one gives the base back",
     where="§1, §4.2, footnote 4",
-    paper="100 adapted GPT-3 take 354 GB instead of 35 TB; switching swaps the LoRA weights only",
+    paper="100 adapted GPT-3 take 354 GB instead of 35 TB; to switch, BA is subtracted from W and B′A′ added",
     configurations=configurations,
-    experiment=Experiment(run, alone=True),
+    experiment=Experiment(run, version=2, alone=True),
     parts=PARTS,
     key=key,
     measured=measured,
-    spread=spread,
     draw=draw,
 )

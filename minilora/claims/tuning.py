@@ -1,74 +1,112 @@
-"""`minilora reproduce --tune`: the learning rate of every method, chosen where no report looks.
+"""`minilora reproduce --tune`: the learning rate of every method and length, chosen where no report looks.
 
-On base 100, which no claim uses, each method trains with each rate of one grid, on two string tasks and on code; the
-rate with the lowest mean loss on held-out batches, drawn with another seed than the report's, is written down. Where
-that is an end of the grid, the grid is extended beyond it, since a better rate may lie there.
+On bases 100 and 101, which no claim uses, each method trains with a rate, half of it and twice it; while the best of
+them is an end, the next beyond it is added; then √2 to either side of the best. What counts is the mean over both bases
+of the loss on held-out batches, drawn with another seed than the reports'; of few examples, where that is not what is
+judged, of the odds of an answer. A length's search starts at the best rate of the ordinary length, in steps of √2.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..interop.files import write_text
-from .adaptation import RATES_FILE, adaptation
+from .adaptation import LONG, RATES_FILE, STEPS, adaptation, setting
 from .claim import Configuration, Result
-from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Prefix, Prompt, Subspace
+from .measures import log_odds
+from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt, Subset, Subspace
+from .optimum import PLATEAU
 
-BASE, EVALUATION_SEED = 100, 2**30
-GRID = tuple(2e-3 * 2**k for k in range(9))
-TASKS = {"strings": ("pairs", "revupper"), "text": ("code",)}
-_EVERYWHERE = (
-    FULL, LAST_BLOCK, BITFIT, Prompt(8), Prefix(8), Adapter("h", 4), Adapter("h", 16), Adapter("l", 16),
-    *(LoRA(one, 8) for one in "qkvo"), LoRA("q,k", 4), LoRA("q,v", 4), LoRA("q,k,v,o", 2), LoRA("in", 3),
-    *(LoRA("q,v", r) for r in (1, 8, 32, 64)),
+BASES, EVALUATION_SEED = (100, 101), 2**30
+TASKS = {"strings": "revupper", "text": "code"}
+FEWEST, MOST = 2.0**-14, 2.0**2  # no search goes beyond these rates
+# Where the search of a kind of method starts.
+_STARTS = {"full": 2**-8, "last-block": 2**-7, "bitfit": 2**-4, "prompt": 2**-5, "prefix": 2**-2, "subset": 2**-6}
+_ELSE = 2**-6
+_PAIRS = ("q,k", "q,o", "k,v", "k,o", "v,o")
+_PLACES = (
+    *(LoRA(one, 8) for one in "qkvo"), *(LoRA(pair, 4) for pair in _PAIRS), LoRA("q,k,v,o", 2), LoRA("all", 1),
+    LoRA("in,out", 2),
 )  # fmt: skip
-_ON_STRINGS = (Prefix(2), LoRA("q,v", 2), LoRA("q,v", 16), *(Subspace(4**k) for k in range(3, 8)))
-METHODS = {
-    "strings": [method.name for method in (*_EVERYWHERE, *_ON_STRINGS)],
-    "text": [method.name for method in (*_EVERYWHERE, LoRA("all", 16))],
-}
+_RIVALS = (LAST_BLOCK, BITFIT, Prompt(8), Prefix(8), Adapter("h", 4), Adapter("l", 6))
+_RANKS = (LoRA("q,v", 1), LoRA("q,v", 4), LoRA("q,v", 64))
+_LONG = (FULL, *_RANKS, LoRA("all", 1), LoRA("all", 64), BITFIT, Prefix(8), Adapter("h", 4))
+# (world, steps, examples) -> the methods that some claim trains so; the ordinary lengths first.
+METHODS: dict[tuple[str, int, int | None], Sequence[Method]] = {
+    ("strings", STEPS["strings"], None): (
+        FULL, *_RIVALS, *_PLACES, *(LoRA("q,v", r) for r in (1, 2, 4, 8, 16, 32, 64)), LoRA("q", 1), LoRA("q", 64),
+        LoRA("all", 64), *(kind(4**k) for kind in (Subspace, Subset) for k in (4, 5, 6, 7)),
+    ),
+    ("text", STEPS["text"], None): (
+        FULL, *_RIVALS, *_PLACES, *(LoRA("q,v", r) for r in (1, 4, 8, 32, 64)), LoRA("all", 64),
+        *(Prefix(P) for P in (16, 32, 48)), *(kind(4**k) for kind in (Subspace, Subset) for k in (5, 6, 7)),
+    ),
+    **{("strings", STEPS["strings"], n): (FULL, LoRA("q,v", 4)) for n in (16, 64, 256, 1024)},
+    ("strings", 100, None): (FULL, *_RANKS),
+    ("text", 100, None): (FULL, *_RANKS),
+    ("strings", LONG["strings"], None): _LONG,
+    ("text", LONG["text"], None): _LONG,
+    ("strings", 3000, None): (FULL, LoRA("q,v", 1)),
+}  # fmt: skip
+Runs = Sequence[tuple[Configuration, Result]]
+Curve = dict[float, float]  # rate -> mean loss over both bases
 
 
-def configurations() -> list[Configuration]:
-    """Every run of the grid."""
-    return [
-        c for world, methods in METHODS.items() for method in methods for lr in GRID for c in _tries(world, method, lr)
-    ]
-
-
-def _tries(world: str, method: str, lr: float) -> list[Configuration]:
-    return [adaptation(world, BASE, task, method, lr=lr, evaluation_seed=EVALUATION_SEED) for task in TASKS[world]]
-
-
-def beyond(runs: Sequence[tuple[Configuration, Result]]) -> list[Configuration]:
-    """The runs to add where the best rate of a method is the lowest or the highest that it tried."""
-    tried: dict[tuple[str, str], set[float]] = {}
-    for c, _ in runs:
-        tried.setdefault((c["base"][0], c["method"]), set()).add(c["lr"])
-    more = []
-    for world, rates in best_rates(runs).items():
-        for method, best in rates.items():
-            if best == max(tried[world, method]):
-                more += _tries(world, method, 2 * best)
-            elif best == min(tried[world, method]):
-                more += _tries(world, method, best / 2)
+def beyond(runs: Runs) -> list[Configuration]:
+    """The runs that the search wants next, after those that were made; none once it is over."""
+    found, more = curves(runs), []
+    for (world, steps, examples), methods in METHODS.items():
+        for method in methods:
+            curve = found.get((setting(world, steps, examples), method.name), {})
+            ordinary = found.get((setting(world, STEPS[world]), method.name), {})
+            for lr in _wanted(curve, method, ordinary if (steps, examples) != (STEPS[world], None) else None):
+                more += [_try(world, base, method, lr, steps, examples) for base in BASES]
     return more
 
 
-def best_rates(runs: Sequence[tuple[Configuration, Result]]) -> dict[str, dict[str, float]]:
-    """World -> method -> the rate whose mean loss over the tasks is lowest; the lower of two equal ones."""
-    total: dict[tuple[str, str, float], float] = {}
+def _try(world: str, base: int, method: Method, lr: float, steps: int, examples: int | None) -> Configuration:
+    few = {} if examples is None else {"examples": examples}
+    return adaptation(world, base, TASKS[world], method, lr=lr, steps=steps, evaluation_seed=EVALUATION_SEED, **few)
+
+
+def _wanted(curve: Curve, method: Method, ordinary: Curve | None) -> list[float]:
+    """The rates that a curve lacks: around its start, beyond its end, or √2 to either side of its best."""
+    if ordinary is not None and (not ordinary or _wanted(ordinary, method, None)):
+        return []  # its start is not known yet
+    start = _STARTS.get(method.kind, _ELSE) if ordinary is None else best(ordinary)
+    step = 2.0 if ordinary is None else math.sqrt(2)
+    if not curve:
+        return [_rounded(lr) for lr in (start / step, start, start * step)]
+    at = best(curve)
+    for end, next_one in ((max(curve), at * step), (min(curve), at / step)):
+        if at == end and FEWEST <= next_one <= MOST:
+            return [_rounded(next_one)]
+    return [lr for lr in (_rounded(at / math.sqrt(2)), _rounded(at * math.sqrt(2))) if lr not in curve]
+
+
+def _rounded(lr: float) -> float:
+    """The same number by whatever way a search came to it: a power of √2, to eight digits."""
+    return float(f"{2 ** (round(2 * math.log2(lr)) / 2):.8g}")
+
+
+def best(curve: Curve) -> float:
+    """The rate of the lowest loss, the lower of two equal ones."""
+    return min(sorted(curve), key=lambda lr: curve[lr])
+
+
+def curves(runs: Runs) -> dict[tuple[str, str], Curve]:
+    """(setting, method) -> rate -> the mean loss over the bases."""
+    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
     for c, result in runs:
-        cell = (c["base"][0], c["method"], c["lr"])
-        total[cell] = total.get(cell, 0.0) + result["bits"]
-    rates: dict[str, dict[str, float]] = {}
-    for world, method, lr in sorted(total, key=lambda cell: (total[cell], cell[2])):
-        rates.setdefault(world, {}).setdefault(method, lr)
-    return {world: {m: rates[world][m] for m in METHODS[world] if m in rates[world]} for world in rates}
+        of = (setting(c["base"][0], c["steps"], c.get("examples")), c["method"])
+        loss = -log_odds(result["accuracy"]) if "examples" in c else result["bits"]
+        losses.setdefault(of, {}).setdefault(c["lr"], []).append(loss)
+    return {of: {lr: sum(bits) / len(bits) for lr, bits in tried.items()} for of, tried in losses.items()}
 
 
 def rates_file() -> Path:
@@ -76,17 +114,29 @@ def rates_file() -> Path:
     return Path(str(RATES_FILE))
 
 
-def write_rates(runs: Sequence[tuple[Configuration, Result]]) -> Path:
+def write_rates(runs: Runs) -> Path:
     """Write the chosen rates to the file that the claims read, and return its place."""
-    path = rates_file()
+    path, found = rates_file(), curves(runs)
+    rates: dict[str, dict[str, float]] = {}
+    ends, flat = [], {}
+    for (world, steps, examples), methods in METHODS.items():
+        name = setting(world, steps, examples)
+        for method in methods:
+            if curve := found.get((name, method.name)):
+                rates.setdefault(name, {})[method.name] = at = best(curve)
+                if at in (min(curve), max(curve)):
+                    ends.append(f"{name}: {method.name}")
+                within = [lr for lr, loss in curve.items() if loss <= curve[at] + PLATEAU]
+                flat[f"{name}: {method.name}"] = [min(within), max(within)]
     content: dict[str, Any] = {
         "made_by": f"minilora {__version__}, minilora reproduce --tune",
-        "chosen_on": f"base {BASE} of each world, which no claim reports; the lowest mean loss on held-out batches "
-        f"of seed {EVALUATION_SEED}, over the tasks",
-        "grid": GRID,
-        "beyond": "where the best rate was an end of the grid, doubled or halved until it was not",
+        "chosen_on": f"bases {' and '.join(map(str, BASES))} of each world, which no claim reports; the lowest mean "
+        f"loss on held-out batches of seed {EVALUATION_SEED}; in steps of √2 around the best",
         "tasks": TASKS,
-        "rates": best_rates(runs),
+        "runs": len(runs),
+        "optimum_at_an_end_of_its_grid": ends,
+        "rates": rates,
+        "within_0.02_bits_of_the_best": flat,
     }
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return path

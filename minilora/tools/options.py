@@ -17,7 +17,7 @@ CHECKPOINT_EVERY = 100  # steps
 # The least and the most of every whole number that can be given, whatever the command.
 _SIZE, _COUNT = 10**6, 10**9
 WHOLE: dict[str, tuple[int, int]] = {
-    "seeds": (1, tuning.BASE),  # that base is for tuning
+    "seeds": (1, tuning.BASES[0]),  # those from there on are for tuning
     **dict.fromkeys(("d_model", "layers", "heads", "context", "batch", "time", "r"), (1, _SIZE)),
     **dict.fromkeys(("steps", "workers", "top_k"), (1, _COUNT)),
     "length": (0, _COUNT),

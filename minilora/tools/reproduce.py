@@ -101,11 +101,9 @@ def tune(workers: int, *, scheduler: str | None = None, fresh: bool = False) -> 
     """Choose every method's learning rate anew, and write the file that the claims read; returns its place."""
     check_output(tuning.rates_file())
     runs: list[tuple[Configuration, Result]] = []
-    more = tuning.configurations()
-    while more:
+    while more := tuning.beyond(runs):
         results = run_jobs([(adaptation.NAME, c) for c in more], workers, scheduler, fresh)
         runs += [(c, results[job_name((adaptation.NAME, c))]["result"]) for c in more]
-        more = tuning.beyond(runs)
     return tuning.write_rates(runs)
 
 

@@ -112,7 +112,7 @@ def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown:
         ("paper", row["paper"]),
         ("rule", f"{'in the full run, ' if settings.quick else ''}{row['rule']}"),
         ("measured", row["measured"]),
-        ("spread", row["spread"]),
+        ("", row["spread"]),
         ("figure", str(folder / row["figure"])),
         ("run", f"{_how(settings)} (of {folder / 'claims.json'})"),
     ):
@@ -122,7 +122,7 @@ def claim_whole(row: Row, settings: Settings, folder: Path, columns: int, shown:
     if row["measurements"]:
         parts += ["", *_numbers(row, columns, shown)]
         if settings.seeds > 1 or any(m["world"] == "time" for m in row["measurements"]):
-            said = "interval: two standard errors either side of the mean; of a clock, quartiles and median"
+            said = "interval: the mean lies in it nine times in ten (Student's t); of a clock, quartiles and median"
             parts += ["", *textwrap.wrap(said, columns)]
     return "\n".join(parts)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,9 @@ from made_up_report import report_rows
 
 from minilora import claims
 from minilora.claims import bases, store, tuning
+from minilora.claims.adaptation import setting
 from minilora.claims.claim import Experiment, Settings
+from minilora.claims.methods import FULL, LoRA
 from minilora.interop import files
 from minilora.tools import reproduce as tools
 from minilora.tools.cli import main
@@ -357,31 +360,60 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_was(tmp_path, cache):
 # ---- tuning ------------------------------------------------------------------------------------------
 
 
-def test_the_rate_with_the_lowest_mean_loss_over_the_tasks_is_chosen():
-    def cell(method, task, lr, bits):
-        return {"base": ["strings", 100], "method": method, "task": task, "lr": lr}, {"bits": bits}
+def searched(loss):
+    """Every run that the search makes where a run's loss is `loss(configuration)`."""
+    runs = []
+    while more := tuning.beyond(runs):
+        assert len(runs) < 5000 and not any(c in [made for made, _ in runs] for c in more[:1])
+        runs += [(c, {"bits": loss(c)}) for c in more]
+    return runs
 
-    runs = [cell("full", "pairs", 1e-3, 1.0), cell("full", "revupper", 1e-3, 3.0)]
-    runs += [cell("full", "pairs", 2e-3, 1.5), cell("full", "revupper", 2e-3, 1.5)]
-    runs += [cell("bitfit", "pairs", 4e-3, 1.0), cell("bitfit", "pairs", 2e-3, 1.0)]
-    assert tuning.best_rates(runs) == {"strings": {"full": 2e-3, "bitfit": 2e-3}}
+
+def test_the_search_ends_with_the_best_rate_between_two_worse_ones_in_steps_of_root_two():
+    runs = searched(lambda c: abs(math.log2(c["lr"]) + 4.6 + len(c["method"]) / 9 + 0.3 * (c["base"][1] == 101)))
+    for (name, method), curve in tuning.curves(runs).items():
+        best = tuning.best(curve)
+        middle = 2 ** -(4.75 + len(method) / 9)  # of both bases
+        assert abs(math.log2(best / middle)) <= 0.26, (name, method)
+        assert {f"{best * 2**k:.6g}" for k in (-0.5, 0.5)} <= {f"{lr:.6g}" for lr in curve}
 
 
-def test_tuning_looks_at_a_base_and_batches_that_no_report_uses():
-    tuned = tuning.configurations()
-    reported = [c for claim in claims.CLAIMS for s in (3, 50) for c in claim.configurations(Settings(s))]
-    assert {c["base"][1] for c in tuned} == {tuning.BASE}
-    assert not any(c.get("base", [None, None])[1] == tuning.BASE for c in reported)
+def test_a_search_that_finds_no_end_stops_and_the_file_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "METHODS", {("strings", 300, None): (FULL, LoRA("q,v", 4))})
+    monkeypatch.setattr(tuning, "RATES_FILE", tmp_path / "rates.json")
+    runs = searched(lambda c: c["lr"] if c["method"] == "full" else abs(c["lr"] - 2**-6))
+    tuning.write_rates(runs)
+    written = json.loads((tmp_path / "rates.json").read_text())
+    assert written["optimum_at_an_end_of_its_grid"] == ["strings 300: full"]
+    assert written["rates"]["strings 300"]["lora q,v 4"] == 2**-6 and written["runs"] == len(runs)
+    low, high = written["within_0.02_bits_of_the_best"]["strings 300: lora q,v 4"]
+    assert low < 2**-6 < high
+
+
+def test_tuning_looks_at_bases_and_batches_that_no_report_uses():
+    tuned = [c for c, _ in searched(lambda c: (math.log2(c["lr"]) + 6) ** 2)]
+    reported = [c for claim in claims.CLAIMS for s in (3, 50) for c in claim.configurations(Settings(s, long=True))]
+    assert {c["base"][1] for c in tuned} == set(tuning.BASES)
+    assert not any(c.get("base", [None, None])[1] in tuning.BASES for c in reported)
     assert all(c["evaluation_seed"] == tuning.EVALUATION_SEED for c in tuned)
 
 
+def test_every_rate_that_a_claim_reads_was_tuned_at_its_own_length():
+    """Asked of the claims' own configurations: none falls back on another length's."""
+    tuned = {(setting(*of), method.name) for of, methods in tuning.METHODS.items() for method in methods}
+    for claim in claims.CLAIMS:
+        for c in claim.configurations(Settings(2, long=True)):
+            if c.get("experiment") == "adaptation":
+                assert (setting(c["base"][0], c["steps"], c.get("examples")), c["method"]) in tuned, (claim.id, c)
+
+
 def test_tune_writes_the_file_that_the_claims_read(counted, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(claims.SHARED, "adaptation", Experiment(lambda c: {"bits": abs(c["lr"] - 8e-3)}))
+    monkeypatch.setitem(claims.SHARED, "adaptation", Experiment(lambda c: {"bits": abs(c["lr"] - 2**-7)}))
     monkeypatch.setattr(tuning, "RATES_FILE", tmp_path / "rates.json")
     monkeypatch.setattr(tools, "_prepare_base", lambda base: None)
     assert main(["reproduce", "--tune", "--workers", "1"]) == 0
     written = json.loads((tmp_path / "rates.json").read_text())
-    assert set(written["rates"]["text"].values()) == {8e-3} and "base 100" in written["chosen_on"]
+    assert set(written["rates"]["text 400"].values()) == {2**-7} and "bases 100 and 101" in written["chosen_on"]
     assert str(tmp_path / "rates.json") in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_up_report import report_rows
 
-from minilora.claims.claim import FAILS, HOLDS, NOISE, UNDECIDED, Settings
+from minilora.claims.claim import FAILS, HOLDS, MIXED, NOISE, UNDECIDED, Settings
 from minilora.claims.report import TERMS, count_verdicts, number, read_report, terms, write_report
 from minilora.tools import screen
 from minilora.tools.cli import main
@@ -115,12 +115,11 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch):
 
 
 def test_verdicts_are_counted_in_words():
-    rows = [{"verdict": verdict, "verdicts": {}} for verdict in (HOLDS, HOLDS, FAILS, NOISE)]
-    assert count_verdicts(rows) == "4 claims: 2 hold, 1 does not hold at this scale, 1 within noise"
+    rows = [{"verdict": verdict} for verdict in (HOLDS, HOLDS, FAILS, NOISE, MIXED)]
+    said = "5 claims: 2 hold, 1 differs by world, 1 does not hold at this scale, 1 within noise"
+    assert count_verdicts(rows) == said
     assert count_verdicts(rows[:1]) == "1 claim: 1 holds"
-    partly = [{"verdict": HOLDS, "verdicts": {"strings": HOLDS, "text": verdict}} for verdict in (HOLDS, FAILS, FAILS)]
-    assert count_verdicts(partly) == "3 claims: 3 hold (2 of them not on text)"
-    assert count_verdicts([{"verdict": UNDECIDED, "verdicts": {}}] * 11) == "11 claims: 11 not decided"
+    assert count_verdicts([{"verdict": UNDECIDED}] * 11) == "11 claims: 11 not decided"
 
 
 def test_a_number_has_three_digits_or_is_whole():
@@ -139,10 +138,13 @@ def test_a_claim_whole_says_everything_within_the_width(columns, report):
     # a path has no place to break
     assert max(len(line) for line in text.splitlines() if "figure" not in line and str(report) not in line) <= columns
     words = " ".join(text.split())
-    for field in ("statement", "where", "key", "paper", "rule", "measured", "spread", "verdict"):
+    for field in ("statement", "where", "key", "paper", "rule", "measured", "spread"):
         assert " ".join(row[field].split()) in words, field
     assert "strings ✓ holds" in words and "text ✗ does not hold" in words and "exact ✓ holds" in words
-    assert "verdict holds, but not on text strings" in words and "run full, 3 bases (of " in words
+    assert (
+        "verdict holds on strings and what is exact, does not hold on text strings" in words
+        and "run full, 3 bases (of " in words
+    )
     table = [" ".join(line.split()) for line in text.split("\n\n")[-2].splitlines()]
     assert "number world mean interval n" in table and "a step time 12.8 ms 12.6 to 13 3" in table
     assert any(line.startswith("✓ share of") and line.endswith("99.0 % 98.7 to 99.3 3") for line in table)

@@ -28,6 +28,7 @@ EXAMPLE = "minilora reproduce --quick --claim zero_init rank --out two"
 @dataclass(frozen=True)
 class Options(CommonOptions):
     quick: bool
+    long: bool
     claim: list[str]
     seeds: int | None
     out: Path | None
@@ -40,6 +41,7 @@ class Options(CommonOptions):
 
 def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--quick", action="store_true", help="a first look: one base, short runs, only equalities decided")
+    sub.add_argument("--long", action="store_true", help="with the trainings that take 1,000 steps and more")
     names = ", ".join(claim.id for claim in CLAIMS)
     sub.add_argument(
         "--claim", nargs="+", action="extend", default=[], metavar="NAME", help=f"only these claims: {names}"
@@ -58,14 +60,16 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--tune",
         action="store_true",
-        help="instead of the claims: choose each method's learning rate anew, on a base of its own",
+        help="instead of the claims: choose each method's learning rate anew, on two bases of their own",
     )
 
 
 def run(options: Options) -> None:
     if options.tune:
-        of_report = ("claim", "seeds", "quick", "out", "open")
+        of_report = ("claim", "seeds", "quick", "long", "out", "open")
         refuse_given(options, of_report, "is of a report, which --tune does not make.")
+    if options.quick:
+        refuse_given(options, ("long",), "is of a full run; --quick makes short ones.")
     if options.scheduler is not None:
         refuse_given(options, ("workers",), "is of processes here; with --scheduler, Dask's workers run.")
     seeds = options.seeds if options.seeds is not None else 1 if options.quick else 3
@@ -79,7 +83,7 @@ def run(options: Options) -> None:
         say(f"{time.perf_counter() - start:.0f} s. The learning rates are in {path}.")
         return
     folder = options.out or (SOME if options.claim else QUICK if options.quick else REPORT)
-    settings = Settings(seeds, options.quick)
+    settings = Settings(seeds, options.quick, options.long)
     columns, signs = console()
     claims = find(options.claim)
     column = column_for([claim.short for claim in claims], columns)
