@@ -16,7 +16,7 @@ notebooks:
 	python notebooks/build.py
 
 figures:
-	python -m minilora reproduce
+	python -m minilora reproduce --seeds 8 --long
 	python docs/front.py
 
 bench:

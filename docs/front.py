@@ -24,14 +24,18 @@ FILES = (
 KOREAN = {
     "zero_init": "B = 0이면 베이스 그대로 시작한다",
     "alpha_learning_rate": "A₀를 맞추면 α는 학습률이다",
-    "init_scaling": "r, 초기화, LoRA+ 때문에 다시 조정하지 않는다",
+    "invariance": "네 설정 가운데 둘은 자유롭다",
+    "rank_scaling": "Adam에는 α/r, SGD에는 α/√r이 맞다",
+    "init_scaling": "r이 바뀌어도 학습률은 그대로다",
     "rank": "아주 작은 r로 충분하다",
     "which_matrices": "q와 v를 함께 쓰면 어느 하나만 쓸 때보다 낫다",
-    "rivals": "LoRA는 풀 파인튜닝만큼 좋고 다른 방법보다 낫다",
+    "full_quality": "LoRA는 풀 파인튜닝만큼 좋다",
+    "rivals": "LoRA는 같은 크기의 다른 방법보다 낫다",
     "latency": "병합한 LoRA는 느려지지 않는다",
     "budget": "고정된 가중치에는 기울기도 Adam 상태도 없다",
     "task_switching": "베이스 하나에 어댑터만 바꿔 끼운다",
     "low_data": "데이터가 적으면 LoRA가 풀 파인튜닝보다 낫다",
+    "forgetting": "LoRA는 덜 배우고 덜 잊는다",
     "intrinsic_dimension": "무작위 방향 몇 개면 적응할 수 있다",
     "intrinsic_rank": "풀 파인튜닝의 ΔW도 랭크가 낮다",
     "subspaces": "작은 r과 큰 r은 맨 위 방향이 같다",
@@ -46,8 +50,10 @@ def korean_key(row: dict[str, Any]) -> str:
     def mean(name: str, world: str = "strings") -> float:
         return names[name, world]["value"]
 
-    def largest(beginning: str, world: str, sign: int, of: str = "q k v o") -> tuple[float, str]:
-        return max((sign * mean(f"{beginning} {name}", world), name) for name in of.split())
+    def least(beginning: str, world: str) -> tuple[float, str]:
+        """The smallest mean of the judged ones that begin so, and whose it is."""
+        found = [m for (name, of), m in names.items() if of == world and name.startswith(beginning) and m["rule"]]
+        return min((m["value"], m["name"].removeprefix(beginning).strip()) for m in found)
 
     def yes(name: str) -> str:
         values = names[name, "exact"]["values"]
@@ -57,49 +63,61 @@ def korean_key(row: dict[str, Any]) -> str:
         case "zero_init":
             return f"로짓: {yes('bit-equal to the base at the start (1: yes)')}"
         case "alpha_learning_rate":
-            worst = max(mean(f"identities, largest difference of ΔW, s = {s}", "exact") for s in (3, 4))
+            worst = max(mean(f"identity, largest difference of ΔW, c = {c}", "exact") for c in (3, 4))
             return f"ΔW가 {worst:.0e}까지 같음"
+        case "invariance":
+            others = mean("largest difference of ΔW, other p and q", "exact")
+            return f"ΔW: 2의 거듭제곱이면 비트까지, 아니면 {others:.0e}까지 같음"
+        case "rank_scaling":
+            powers = [mean(f"power of r, {name}", "exact") for name in ("Adam, α/r", "SGD, α/√r")]
+            return f"r의 지수: Adam {powers[0]:+.2f}, SGD {powers[1]:+.2f}"
         case "init_scaling":
-            moved = mean("doublings of the best lr from r = 1 to 64, α/r", "text")
-            return f"텍스트: r = 1에서 64까지 학습률이 2^{moved:+.1f}배"
+            moved = mean("doublings of the best rate from r = 1 to 64, α/r")
+            ratios = [mean(f"best rate over full fine-tuning's, r = {r}") for r in (1, 8, 64)]
+            return f"r = 1에서 64까지 2^{moved:+.1f}배; 풀의 {min(ratios):.0f}~{max(ratios):.0f}배"
         case "rank":
-            on_text = mean("gap closed, r = 8", "text")
-            return f"r = 8이 풀의 {mean('share of full fine-tuning, r = 8'):.3g} %, 텍스트는 {on_text:.0f} %"
+            reached = mean("gain of r = 64 that r = 4 reaches, short", "text")
+            return f"r = 4: {mean('r = 4 behind r = 64, short'):+.3f}비트; 텍스트는 이득의 {reached:.0f} %"
         case "which_matrices":
-            (best, name), (lead, leader) = largest("answered,", "strings", 1), largest("lead of q, v over", "text", -1)
-            return f"q, v {mean('answered, q, v'):.0f} %, {name} {best:.0f} %; 텍스트는 {leader}가 {lead:.2f}비트 앞섬"
+            (ahead, name), (on_text, other) = (least("lead of q, v over", world) for world in ("strings", "text"))
+            return f"q, v가 {name}보다 {ahead:+.2f}비트; 텍스트는 {other}보다 {on_text:+.3f}비트"
+        case "full_quality":
+            share = mean("share of full fine-tuning's gain, short, LoRA on q, v, r = 4", "text")
+            behind = mean("bits more than full fine-tuning, short, LoRA on q, v, r = 4")
+            return f"문자열 {behind:+.3f}비트; 텍스트는 이득의 {share:.0f} %"
         case "rivals":
-            prefix = "lead of lora q,v 4 over "
-            rivals = [name.removeprefix(prefix) for name, world in names if world == "strings" and prefix in name]
-            rival = max(mean(f"answered, {name}") for name in rivals)
-            lora = mean("answered, lora q,v 4")
-            lead = mean("lead of lora q,v 4 over the best rival", "text")
-            said = f"{abs(lead):.2f}비트 {'앞섬' if lead > 0 else '뒤짐'}"
-            return f"LoRA {lora:.0f} %, 다른 방법 {rival:.0f} %; 텍스트는 {said}"
+            leads = [least("lead of LoRA, short, over", world)[0] for world in ("strings", "text")]
+            return f"가장 가까운 방법보다 {leads[0]:+.2f}비트, 텍스트 {leads[1]:+.2f}비트"
         case "latency":
             middles = [m["quartiles"][1] for m in row["measurements"] if m["name"].startswith("LoRA merged over base")]
-            return f"베이스 시간의 {min(middles):.3f}~{max(middles):.3f}배"
+            return f"베이스 시간의 {min(middles):.3f}~{max(middles):.3f}배, 곱셈 수는 같음"
         case "budget":
             lora, full = (mean(f"Adam states, {method}", "exact") for method in ("lora", "full"))
             return f"Adam 상태 {readable(full)} 대신 {readable(lora)}"
         case "task_switching":
             return f"바꿔 끼운 뒤: {yes('comes back bit for bit (1: yes)')}"
         case "low_data":
-            errors = [mean(f"excess error, {method}", "exact") for method in ("r = 2", "full")]
-            gap = mean("lora q,v 8 minus full, mean")
-            return f"심어 둔 문제 {errors[0]:.2f}, 풀 {errors[1]:.2f}; 문자열은 {gap:+.0f} %"
+            errors = [mean(f"excess error, {name}", "exact") for name in ("r = 2", "stopped at the best moment")]
+            odds = mean("lead of LoRA in doublings of the odds, mean")
+            return f"심어 둔 문제 {errors[0]:.2f}, 풀 {errors[1]:.2f}; 문자열 승산 2^{odds:+.1f}배"
+        case "forgetting":
+            saved = mean("English that LoRA forgets less, at 90 % of its most code", "text")
+            return f"같은 만큼 배웠을 때 LoRA가 {abs(saved):.2f}비트 {'덜' if saved > 0 else '더'} 잊음"
         case "intrinsic_dimension":
-            share, total = mean("share of full fine-tuning, n = 4,096"), mean("trained parameters, full")
-            return f"{total:,.0f}차원 중 4,096개로 풀의 {share:.3g} %"
+            name = "4,096 random directions"
+            share = mean(f"share of full fine-tuning's gain, {name}", "text")
+            return (
+                f"114,944 중 4,096: {mean(f'bits more than full fine-tuning, {name}'):+.3f}비트; 텍스트 {share:.0f} %"
+            )
         case "intrinsic_rank":
-            kept = [mean("remains of full fine-tuning at rank 8", world) for world in ("strings", "text")]
-            return f"랭크 8(64 중)에 {kept[0]:.0f} %, 텍스트는 {kept[1]:.0f} %가 남음"
+            kept = mean("gain kept at rank 8", "text")
+            return f"랭크 8: {mean('bits lost at rank 8'):+.3f}비트; 텍스트는 {kept:.0f} %가 남음"
         case "subspaces":
-            phi = [mean("φ(1,1) of ΔW, r = 8 against r = 32", world) for world in ("strings", "text")]
-            return f"맨 위 방향: 문자열 {phi[0]:.2f}, 텍스트 {phi[1]:.2f}"
+            phi = [mean("φ(1,1) of ΔW, r = 8 against 32", world) for world in ("strings", "text")]
+            return f"맨 위 방향: 문자열 {phi[0]:.2f}, 텍스트 {phi[1]:.2f} (무작위 0.02)"
         case "amplification":
-            factors = [mean("factor ‖ΔW‖/‖UᵀWVᵀ‖, r = 4", world) for world in ("strings", "text")]
-            return f"증폭: 문자열 {factors[0]:.0f}배, 텍스트 {factors[1]:.0f}배"
+            over = [mean("W along ΔW's directions over random, r = 4, at equal loss", w) for w in ("strings", "text")]
+            return f"무작위 방향의 {over[0]:.2f}배, 텍스트 {over[1]:.2f}배"
     raise ValueError(f"There is no Korean key number for the claim {row['id']!r}: write one here.")
 
 
@@ -123,7 +141,7 @@ def files() -> str:
     for number, name in enumerate(FILES, 1):
         lines = len((ROOT / "minilora" / f"{name}.py").read_text(encoding="utf-8").splitlines())
         parts.append(f"{number} [{name}.py](minilora/{name}.py) {lines}")
-    return "\n".join(" · ".join(parts[start : start + 3]) + (" ·" if start < 9 else "") for start in (0, 3, 6, 9))
+    return f"{' · '.join(parts[:6])} ·\n{' · '.join(parts[6:])}"
 
 
 def filled(page: str) -> str:

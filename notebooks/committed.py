@@ -1,4 +1,4 @@
-"""What the full run of `minilora reproduce` found on three bases: the report that is committed in figures/."""
+"""What the full run of `minilora reproduce` found on eight bases: the report that is committed in figures/."""
 
 import json
 import textwrap
@@ -18,7 +18,7 @@ def claim(name):
 
 
 def numbers(name, *beginnings):
-    """Print the numbers of a claim whose names begin so: mean, two standard errors either side, how many values."""
+    """Print the numbers of a claim whose names begin so: mean, its 90 % interval, how many values."""
     for m in claim(name)["measurements"]:
         if m["name"].startswith(beginnings):
             what, world, mean, interval, n = measurement_cells(m)
@@ -29,5 +29,5 @@ def show(name, *fields):
     """Print the row, or some of its fields."""
     row = claim(name)
     row["verdict"] = verdict_whole(row)
-    for field in fields or ("statement", "paper", "measured", "spread", "verdict"):
+    for field in fields or ("statement", "paper", "measured", "verdict"):
         print(textwrap.fill(f"{field + ':':<11}{row[field]}", 108, subsequent_indent=" " * 11))

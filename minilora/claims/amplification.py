@@ -145,8 +145,8 @@ def times_run(runs: Runs) -> list[float]:
 
 
 def key(runs: Runs) -> str:
-    shown = (f"{world} {mean(at_equal_loss(runs, world)):.2f}" for world in worlds_run(runs))
-    return f"over random directions: {', '.join(shown)} times"
+    first, *others = (f"{world} {mean(at_equal_loss(runs, world)):.2f}" for world in worlds_run(runs))
+    return ", ".join([f"{first} × random", *others])
 
 
 def measured(runs: Runs) -> str:
@@ -191,7 +191,8 @@ def draw(runs: Runs, figure: Any) -> None:
     ticks(right, TIMES)
     right.set_xlim(0.4, 4.5)
     shown = " and ".join(f"{mean(at_equal_loss(runs, world)):.2f} on {world}" for world in worlds)
-    finding(figure, f"W along ΔW's directions, of random ones: {shown}", len(results(runs, "strings", SMALL)))
+    said = f"Along ΔW's directions W has, times what random ones give: {shown}"
+    finding(figure, said, len(results(runs, "strings", SMALL)))
 
 
 CLAIM = Claim(

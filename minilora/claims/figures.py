@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import sys
 import textwrap
@@ -100,7 +99,8 @@ def panels(figure: Any, count: int, height: float = 3.6, ratios: Any = None) -> 
 
 def finding(figure: Any, said: str, n: int = 1) -> None:
     """What the figure shows, as its title in plain words; and below it, for several bases, what a band or a bar is."""
-    figure.suptitle(textwrap.fill(said, 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    whole = said.replace(" %", "\u00a0%")  # a number and its unit stay on one line
+    figure.suptitle(textwrap.fill(whole, 80), x=0.01, ha="left", fontsize=11, fontweight="bold")
     if n > 1:
         note = f"Bands and bars: the 90 % interval of the mean over {n} bases."
         figure.supxlabel(note, x=0.99, ha="right", fontsize=8, color=GRAY)
@@ -134,14 +134,26 @@ def label_lines(axes: Any, labels: Sequence[tuple[float, float, str, str]], gap:
     axes.figure.canvas.draw()  # the layout decides where a point lies
     points = 72 / axes.figure.dpi
     heights = [float(axes.transData.transform((x, y))[1]) * points for x, y, _, _ in labels]
-    order = sorted(range(len(labels)), key=lambda place: heights[place])
-    moved = list(heights)
-    for below, above in itertools.pairwise(order):
-        moved[above] = max(moved[above], moved[below] + gap)
-    excess = sum(m - h for m, h in zip(moved, heights, strict=True)) / max(len(labels), 1)
-    for (x, y, words, color), height, place in zip(labels, heights, moved, strict=True):
-        at = {"xytext": (5, place - excess - height), "textcoords": "offset points", "va": "center"}
-        axes.annotate(words, (x, y), color=color, fontsize=9, annotation_clip=False, **at)
+    groups: list[list[int]] = []  # of labels that lie apart by `gap`, around the mean of where they belong
+    for place in sorted(range(len(labels)), key=lambda place: heights[place]):
+        groups.append([place])
+        while len(groups) > 1 and _top(groups[-2], heights, gap) > -_top(groups[-1], [-h for h in heights], gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    for group in groups:
+        middle = mean([heights[place] for place in group])
+        for number, place in enumerate(group):
+            x, y, words, color = labels[place]
+            aside = (5, middle + (number - (len(group) - 1) / 2) * gap - heights[place])
+            written = axes.annotate(
+                words, (x, y), xytext=aside, textcoords="offset points", va="center", color=color, fontsize=9
+            )
+            written.set_annotation_clip(False)
+            written.set_in_layout(False)
+
+
+def _top(group: list[int], heights: list[float], gap: float) -> float:
+    """The upper edge of labels that lie apart by `gap`."""
+    return mean([heights[place] for place in group]) + len(group) * gap / 2
 
 
 def point(axes: Any, x: float, values: Any, color: str, marker: str = "o", **style: Any) -> None:

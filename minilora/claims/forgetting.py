@@ -160,7 +160,8 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    return f"at equal code LoRA forgets {mean(saved(runs, LEVELS[-1])):+.2f} bits less"
+    less = mean(saved(runs, LEVELS[-1]))
+    return f"at equal code forgets {abs(less):.2f} bits {'less' if less > 0 else 'more'}"
 
 
 def measured(runs: Runs) -> str:
@@ -190,9 +191,9 @@ def draw(runs: Runs, figure: Any) -> None:
         ax.plot(*middle.T, ".-", color=color)
         labels.append((float(middle[-1][0]), float(middle[-1][1]), name, color))
     ax.axhline(0, color=GRAY, linewidth=1)
-    top = max(y for _, y, _, _ in labels)
+    right, top = max(0.1, *(x for x, _, _, _ in labels)), max(0.1, *(y for _, y, _, _ in labels))
     ax.set(xlabel="code learned (bits/character)", ylabel="English forgotten (bits/character)")
-    ax.set(xlim=(-0.1, max(x for x, *_ in labels) * 1.45), ylim=(-0.1 * top, 2.2 * top))
+    ax.set(xlim=(-0.1, 1.45 * right), ylim=(-0.1 * top, 2.2 * top))
     ax.set_title("line: λ from 0 to 1 at the tuned rate; points: ends of other learning rates")
     less = mean(saved(runs, LEVELS[-1]))
     said = f"At equal code LoRA forgets {abs(less):.2f} bits {'less' if less > 0 else 'more'} than full fine-tuning"

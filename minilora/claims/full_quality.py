@@ -103,9 +103,9 @@ def worlds_run(runs: Runs) -> list[str]:
 
 
 def key(runs: Runs) -> str:
-    said = f"strings {mean(behind(runs, 'strings', METHODS[Q_V])):+.3f} bits"
+    said = f"{mean(behind(runs, 'strings', METHODS[Q_V])):+.3f} bits"
     if shares := [gained(runs, METHODS[name]) for name in JUDGED if gained(runs, METHODS[name])]:
-        said += f"; text {' and '.join(map(percent, shares))} % of the gain"
+        said += f"; text gains {' and '.join(map(percent, shares))} %"
     return said
 
 
@@ -133,7 +133,7 @@ def draw(runs: Runs, figure: Any) -> None:
                     colors.append(COLORS.get(name, GREEN if "all" in name else PURPLE))
         dots(ax, names, values, colors)
         ax.axvline(0, color=GRAY, linestyle=":", linewidth=1.2)
-        ax.set(title=world, xlabel="bits/character more than full fine-tuning")
+        ax.set(title=world, xlabel="bits/character above full")
     finding(figure, _said(runs), len(bits(runs, "strings", FULL)))
 
 

@@ -167,16 +167,15 @@ def draw(runs: Runs, figure: Any) -> None:
         if not rates:  # a quick run leaves a rank out
             continue
         middle = band(left, rates, losses, color, marker=".")
-        labels.append((rates[0], float(middle[0]), words, color))
+        labels.append((rates[-1], float(middle[-1]), words, color))
         at = mean_optimum(runs, "strings", **method)
         assert at is not None
         left.axvspan(at.low / 2**0.1, at.high * 2**0.1, ymax=0.03, color=color, linewidth=0)
     left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="bits/character of the answer")
-    left.set_title("strings; thick: within 0.02 bits of the best")
+    left.set_title("strings; at the bottom: within 0.02 bits of the best")
     low, high = left.get_ylim()
-    left.set_ylim(low * 0.7, min(high, 12))
-    for x, y, words, color in labels:
-        left.annotate(words, (x, y), xytext=(-4, 6), textcoords="offset points", color=color, ha="center", fontsize=9)
+    left.set(ylim=(low * 0.7, min(high, 12)), xlim=(left.get_xlim()[0], 0.25))
+    ticks(left, (0.001, 0.003, 0.01, 0.03, 0.1))
     ends = []
     for world, color in zip(worlds_run(runs), (BLUE, ORANGE), strict=False):
         ranks = ranks_run(runs, world)
@@ -192,7 +191,7 @@ def draw(runs: Runs, figure: Any) -> None:
         xscale="log", yscale="log", xlabel="rank r, α/r", title="best rate over full fine-tuning's", ylim=(0.8, 40)
     )
     right.axhline(1, color=GRAY, linewidth=1)
-    right.axhline(10, color=GRAY, linewidth=1, linestyle=":")
+    right.plot([RANKS[0], RANKS[-1]], [10, 10], ":", color=GRAY, linewidth=1)
     ticks(right, RANKS, (1, 2, 5, 10, 20))
     right.set_xlim(0.8, 400)
     still = max(mean(moved_either_way(runs, world)) for world in worlds_run(runs)) <= 1
@@ -200,7 +199,8 @@ def draw(runs: Runs, figure: Any) -> None:
     where = "at every r" if still else "depending on r"
     said = f"LoRA wants {min(ratios):.0f} to {max(ratios):.0f} times full fine-tuning's rate, {where}"
     finding(figure, said, len(best(runs, "strings", FULL)))
-    label_lines(right, ends)
+    label_lines(left, labels)
+    label_lines(right, [*ends, (float(RANKS[-1]), 10.0, '"10 times"', GRAY)])
 
 
 CLAIM = Claim(

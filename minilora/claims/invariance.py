@@ -81,7 +81,7 @@ PARTS = (
 
 def key(runs: Runs) -> str:
     (powers,), (others,) = largest(runs, tuple(POWERS)), largest(runs, tuple(OTHERS))
-    return f"ΔW {'bit-equal' if powers == 0 else f'off by {powers:.0e}'} for powers of 2, else to {others:.0e}"
+    return f"ΔW {'bit-equal' if powers == 0 else f'off by {powers:.0e}'}, or to {others:.0e}"
 
 
 def measured(runs: Runs) -> str:

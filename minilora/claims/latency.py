@@ -197,7 +197,7 @@ PARTS = (
 
 def key(runs: Runs) -> str:
     merged = [quartiles_of(ratios(runs, *shape, MERGED))[1] for shape in shapes_run(runs)]
-    return f"{min(merged):.3f} to {max(merged):.3f} of the base's time, the same products"
+    return f"{min(merged):.3f} to {max(merged):.3f} of the base's time"
 
 
 def measured(runs: Runs) -> str:

@@ -175,8 +175,8 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    said = f"r = {SMALL}: {mean(behind(runs, 'strings', SMALL)):+.3f} bits"
-    return said + (f"; text {percent(reached)} % of the gain" if (reached := gain_reached(runs, SMALL)) else "")
+    said = f"r = {SMALL} {mean(behind(runs, 'strings', SMALL)):+.3f} bits"
+    return said + (f"; text gains {percent(reached)} %" if (reached := gain_reached(runs, SMALL)) else "")
 
 
 def measured(runs: Runs) -> str:
@@ -206,10 +206,13 @@ def draw(runs: Runs, figure: Any) -> None:
             middle = band(ax, list(losses), np.array(list(losses.values())).T, color, marker="o")
             end = (float(max(losses)), float(middle[-1]))
             if longest:
-                ax.plot([end[0], LONGEST], [end[1], mean(longest)], "--", color=color)
-                end = (float(LONGEST), mean(longest))
+                median = sorted(longest)[len(longest) // 2]
+                ax.plot([end[0], LONGEST], [end[1], median], ":", color=color, linewidth=1)
+                ax.plot([LONGEST] * len(longest), longest, ".", color=color)
+                end = (float(LONGEST), median)
             labels.append((*end, name, color))
-        ax.set(xscale="log", xlabel="steps", title=world, yscale="log" if world == "strings" else "linear")
+        ax.set(xscale="log", xlabel="steps", yscale="log" if world == "strings" else "linear")
+        ax.set_title("strings; after 3,000 steps three bases, as dots" if LONGEST in lengths(runs, world) else world)
         ax.set_ylabel("bits/character of the answer" if world == "strings" else "bits/character of code")
         ticks(ax, lengths(runs, world))
         ax.set_xlim(lengths(runs, world)[0] * 0.85, lengths(runs, world)[-1] * 2.4)

@@ -128,8 +128,8 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    power = {(k, s): mean(exponents(runs, k, s)) for k in SUITS for s in SCALINGS}
-    return f"power of r: Adam {power['Adam', 'α/r']:+.2f} with α/r, SGD {power['SGD', 'α/√r']:+.2f} with α/√r"
+    powers = (f"{kind} {mean(exponents(runs, kind, scaling)):+.2f}" for kind, scaling in SUITS.items())
+    return f"power of r: {', '.join(powers)}"
 
 
 def measured(runs: Runs) -> str:

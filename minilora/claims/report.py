@@ -174,7 +174,8 @@ TERMS = {
     "ΔW": ("ΔW", "what adapting adds to a weight matrix; with LoRA s·BA"),
     "planted": ("planted", "a problem made so that its best answer is known"),
     "Eckart–Young floor": ("Eckart–Young", "the least error that a matrix of rank r can leave"),
-    "gap closed": ("the gap", "the share of full fine-tuning's gain over the base that a method reaches"),
+    "gain": (" gain", "the bits of loss that training takes off the base's; full fine-tuning's is the whole"),
+    "odds": ("odds", "right answers for each wrong one; a doubling of them is 1"),
     "φ(i, j)": (
         "φ(",
         "what the top i and top j directions of two matrices share: 0 nothing, 1 all they can (§7.2)",

@@ -108,11 +108,7 @@ def closest(runs: Runs, world: str) -> tuple[float, str]:
 
 
 def key(runs: Runs) -> str:
-    said = []
-    for world in worlds_run(runs):
-        ahead, name = closest(runs, world)
-        said.append(f"{world} {ahead:+.2f} bits ({name.replace('(', '').replace(')', '')})")
-    return "; ".join(said)
+    return "; ".join(f"{world} {closest(runs, world)[0]:+.2f} bits" for world in worlds_run(runs))
 
 
 def measured(runs: Runs) -> str:

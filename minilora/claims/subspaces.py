@@ -172,7 +172,7 @@ def worlds_run(runs: Runs) -> list[str]:
 
 def key(runs: Runs) -> str:
     shown = (f"{world} {mean(phi(runs, world, 'ranks', 1)):.2f}" for world in worlds_run(runs))
-    return f"top direction: {', '.join(shown)} (random {1 / D:.2f})"
+    return f"top φ: {', '.join(shown)}"
 
 
 def measured(runs: Runs) -> str:
@@ -203,9 +203,11 @@ def draw(runs: Runs, figure: Any) -> None:
         ticks(ax, range(1, SMALL + 1))
         ends.append((ax, labels))
     axes[0].set_ylabel("φ(i, i) of ΔW, last layer's q and v")
-    shares = " and ".join(f"{100 * mean(of_ceiling(runs, world)):.0f} % on {world}" for world in worlds)
+    ranks, starts = (
+        ", ".join(f"{mean(phi(runs, world, pair, 1)):.2f} on {world}" for world in worlds) for pair in PAIRS
+    )
     n = len(phi(runs, "strings", "ranks", 1))
-    finding(figure, f"Of the top direction that two A₀ share, two ranks share {shares}", n)
+    finding(figure, f"Top direction shared by two ranks: φ {ranks}; by two A₀: {starts}", n)
     for ax, labels in ends:
         label_lines(ax, labels)
 

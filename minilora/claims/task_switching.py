@@ -207,7 +207,7 @@ def draw(runs: Runs, figure: Any) -> None:
     right.plot(counts, together / 1e6, color=BLUE)
     right.set(xscale="log", yscale="log", xlabel="tasks", ylabel="storage (MB)", title="files", xlim=(0.9, 900))
     ticks(right, COUNTS, (0.5, 1, 2, 5, 10, 20, 50))
-    said = "Kept beside the merged weight, W₀ comes back bit for bit; subtracting and adding drifts"
+    said = "W₀ kept beside comes back bit for bit; subtracting and adding drifts"
     finding(figure, said if all(comes_back(runs)) else "Switching left something behind", len(runs))
     last = float(middle[-1])
     label_lines(left, [(SWITCHES[-1], last, "subtract,\nadd", ORANGE), (SWITCHES[-1], floor, "kept: 0", BLUE)])

@@ -328,12 +328,12 @@ def draw(runs: Runs, figure: Any) -> None:
 
 def _draw_memory(runs: Runs, axes: Any) -> float:
     """Returns LoRA's share of full fine-tuning's memory on GPT-3."""
-    configuration, measured = select(runs, measure="bytes")[0]
+    _, measured = select(runs, measure="bytes")[0]
     B, T = 1, 2048
     formulas = _formulas(B, T, "gpt3-175b")
     parts = {
-        f"tiny, measured\n({configuration['batch']} x {configuration['time']} tokens)": measured,
-        f"GPT-3, formula\n({B} x {T:,} tokens)": {m: vars(b) for m, b in formulas.items()},
+        "tiny,\nmeasured": measured,
+        "GPT-3,\nformula": {m: vars(b) for m, b in formulas.items()},
     }
     shares = []
     for group, sizes in enumerate(parts.values()):
@@ -350,12 +350,12 @@ def _draw_memory(runs: Runs, axes: Any) -> float:
     for place, method, size in ((6, "full", PAPER_MEMORY[0]), (7, "lora", PAPER_MEMORY[1])):
         axes.bar(place, size / PAPER_MEMORY[0], 0.85, color="none", edgecolor=GRAY, linewidth=1.4, hatch="//")
         _say(axes, place, size / PAPER_MEMORY[0], method, readable(size))
-    axes.set_xticks([0.5, 3.5, 6.5], [*parts, "GPT-3, the paper\n(parts not stated)"])
+    axes.set_xticks([0.5, 3.5, 6.5], [*parts, "GPT-3, paper\n(no parts)"])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel="memory, as a share of full fine-tuning", ylim=(0, 1.42), yticks=np.arange(0, 1.01, 0.25))
+    axes.set(ylim=(0, 1.42), yticks=np.arange(0, 1.01, 0.25))
     axes.legend(fontsize=8.5, ncols=2, loc="upper left")
-    axes.set_title("memory")
+    axes.set_title("memory, as a share of full fine-tuning's")
     return shares[1]
 
 
@@ -376,7 +376,7 @@ def _draw_steps(runs: Runs, axes: Any) -> None:
     axes.axvline(PAPER_TIME, color=GRAY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(sizes)), [_size(size).replace(", ", "\n", 1) for size in sizes])
     axes.set(xlim=(0.55, 1.1), ylim=(-0.6, len(sizes) - 0.2), xlabel="of a full step")
-    axes.set_title("● time, ■ multiply-adds; dashed: GPT-3")
+    axes.set_title("● time, ■ products; dashed: GPT-3")
     axes.grid(axis="y", visible=False)
 
 

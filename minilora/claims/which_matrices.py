@@ -113,10 +113,10 @@ def best(runs: Runs, world: str) -> str:
 
 def key(runs: Runs) -> str:
     closest = min((mean(lead(runs, "strings", c)), c) for c in ALONE if lead(runs, "strings", c))
-    said = f"q,v {closest[0]:+.2f} bits on {closest[1]}"
+    said = f"q,v {closest[0]:+.2f} bits ({closest[1]})"
     if run_in(runs, "text"):
         off = min((mean(lead(runs, "text", c)), c) for c in ALONE)
-        said += f"; text {off[0]:+.3f} ({off[1]}), best {best(runs, 'text').replace(', ', ',')}"
+        said += f"; text {off[0]:+.3f} ({off[1]})"
     return said
 
 
@@ -139,9 +139,7 @@ def draw(runs: Runs, figure: Any) -> None:
         dots(ax, choices, [bits(runs, world, choice) for choice in choices], colors)
         full = mean(quality(runs, world, FULL, (TASKS[world],), "bits"))
         ax.axvline(full, color=GRAY, linestyle=":", linewidth=1.2)
-        ax.annotate(
-            "full", (full, len(choices) - 0.5), xytext=(3, 0), textcoords="offset points", color=GRAY, fontsize=9
-        )
+        ax.annotate("full", (full, -0.55), xytext=(4, 2), textcoords="offset points", color=GRAY, fontsize=9)
         ax.set(title=world, xlabel="bits/character, lower is better")
     finding(figure, _said(runs), len(bits(runs, "strings", "q, v")))
 

@@ -266,7 +266,7 @@ def draw(runs: Runs, figure: Any) -> None:
     dots(right, [start.replace(", ", ",\n") for start in STARTS], harms, [colors[start] for start in STARTS])
     right.set(xlabel="bits lost at step 0", title="the base's own tasks")
     stuck = all(r["largest_parameter"] == 0 for r in of_start(runs, "both zero"))
-    said = "One factor zero starts as the base and learns; both zero is stuck; both Gaussian harms"
+    said = "One factor zero: the base, and it learns. Both zero: stuck. Neither: harm."
     finding(
         figure, said if stuck and mean(harms[-1]) > 0 else "The starts do not do what is said of them", len(harms[0])
     )

@@ -45,7 +45,7 @@ def test_the_closest_call_is_the_interval_nearest_to_its_limit():
         "closest call: r = 4 behind r = 64, short on strings, 0.0139 to 0.0241 bits (n = 3)"
     )
     assert said(text_small=(2.08, 2.1, 2.13)).startswith(
-        "closest call: gain of r = 64 that r = 4 reaches, short on text, 87"
+        "closest call: gain of r = 64 that r = 4 reaches, short on text, 85.4 to"
     )
     assert closest_call([]) == "no number that scatters over bases is judged"
 

@@ -14,7 +14,7 @@ from minilora.claims.figures import BLUE, band, check_figures, save_figure
 check_figures()
 def draw(figure):
     axes = figure.subplots()
-    band(axes, [1, 2, 3], [[1.5, -2, 3], [2, 3, 4]], BLUE, "α/r")
+    band(axes, [1, 2, 3], [[1.5, -2, 3], [2, 3, 4]], BLUE, label="α/r")
     axes.set(title="ΔW", xlabel="$W_0 x$")
     axes.legend()
 save_figure(sys.argv[1], draw)

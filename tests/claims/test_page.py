@@ -120,7 +120,7 @@ def test_the_markdown_has_a_short_table_and_then_each_claim():
     assert table[0] == "| claim | key number | strings | text | exact |" and len(table) == 16
     assert table[5] == "| A very small r is enough | r = 8 answers 99 % of full's | holds | does not hold | holds |"
     assert text.count("\n## ") == 14 and "| a step | time | 12.8 ms | 12.6 to 13 | 3 |  |" in text
-    assert "| share of full fine-tuning at r = 8 | strings | 99.0 % | 98.7 to 99.3 | 3 | holds |" in text
+    assert "| share of full fine-tuning at r = 8 | strings | 99.0 % | 98.5 to 99.5 | 3 | holds |" in text
     assert "**holds on strings and what is exact, does not hold on text** (§3" in text
     assert all(row["rule"] in text and f"]({row['figure']})" in text for row in rows)
     named = {**rows[0], "key": "‖ΔW‖ | r"}

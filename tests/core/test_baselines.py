@@ -7,7 +7,7 @@ from helpers import ids, loss, tiny_gpt
 import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy
-from minilora.baselines import PromptTuned, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
+from minilora.baselines import PromptTuned, RandomSubset, RandomSubspace, add_adapters, add_prefix, bitfit, last_block
 
 L, D, P, M = 2, 8, 3, 2  # the tiny GPT's layers and width; a prefix and an adapter for it
 
@@ -133,3 +133,38 @@ def test_a_random_subspace_moves_within_itself_by_adam_on_its_own_coordinates():
         moved = np.concatenate([(p.numpy() - t).ravel() for p, t in zip(model.parameters(), theta, strict=True)])
         np.testing.assert_allclose(moved, P @ z.numpy(), atol=1e-12)
     assert 0 < np.abs(moved).max()
+
+
+def test_a_random_subset_moves_its_weights_and_no_other():
+    model = tiny_gpt()
+    before = model.state_dict()
+    optimizer = RandomSubset(model.parameters(), 50, lr=1e-2, seed=1)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        optimizer.step()
+    moved = {name: np.flatnonzero(value != before[name]) for name, value in model.state_dict().items()}
+    assert 45 <= sum(map(len, moved.values())) <= 50  # a weight of a token that never came has no gradient
+    drawn = [to_numpy(places).tolist() for places in optimizer.places]
+    assert all(set(moved[name]) <= set(places) for name, places in zip(moved, drawn, strict=True))
+    other = RandomSubset(model.parameters(), 50, lr=1e-2, seed=2)
+    assert [to_numpy(places).tolist() for places in other.places] != drawn
+
+
+def test_a_subset_of_all_weights_is_adam_bit_for_bit():
+    ends = []
+    for make in (lambda p: ml.Adam(p, 1e-2), lambda p: RandomSubset(p, sum(q.size for q in p), 1e-2)):
+        model = tiny_gpt()
+        optimizer = make(model.parameters())
+        for step in range(3):
+            optimizer.zero_grad()
+            loss(model, step).backward()
+            optimizer.step()
+        ends.append(model.state_dict())
+    assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("n", [0, 10**6])
+def test_a_subset_of_none_or_of_more_weights_than_there_are_is_refused(n):
+    with pytest.raises(ValueError, match=f"1 to .* weights of this model, not {n:,}"):
+        RandomSubset(tiny_gpt().parameters(), n, lr=1e-2)

@@ -12,7 +12,7 @@ from helpers import ids, lora_gpt, loss, tiny_gpt
 import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy, xp
-from minilora.baselines import PromptTuned, RandomSubspace, add_prefix
+from minilora.baselines import PromptTuned, RandomSubset, RandomSubspace, add_prefix
 from minilora.claims import adaptation
 from minilora.gpt import GPT
 from minilora.lora import lora_layers
@@ -588,31 +588,34 @@ def test_clipping_takes_parameters_from_a_generator():
     assert np.linalg.norm(to_numpy(p.grad)) == pytest.approx(1)
 
 
-def test_clipping_bounds_the_gradient_of_a_random_subspace():
+@pytest.mark.parametrize("kind", [RandomSubspace, RandomSubset])
+def test_clipping_bounds_the_gradient_of_a_random_subspace(kind):
     """With SGD's eyes: Adam's first step does not show the size of a gradient, its second mean does."""
     norms = []
     for clip in (None, 1e-3):
         model = tiny_gpt()
-        optimizer = RandomSubspace(model.parameters(), 20, lr=1e-3)
+        optimizer = kind(model.parameters(), 20, lr=1e-3)
         ml.train(model, optimizer, lambda step, model=model: loss(model), 1, clip=clip)
         norms.append(float(np.sqrt(to_numpy(optimizer.state["v"][0]).sum() / 1e-3)))
     assert norms[0] > 1e-2 and norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_subspace_without_gradients_and_clipping_without_any_are_refused():
+@pytest.mark.parametrize("kind", [RandomSubspace, RandomSubset])
+def test_a_subspace_without_gradients_and_clipping_without_any_are_refused(kind):
     model = tiny_gpt()
-    optimizer = RandomSubspace(model.parameters(), 20, lr=1e-3)
+    optimizer = kind(model.parameters(), 20, lr=1e-3)
     with pytest.raises(ValueError, match="no gradient to clip"):
         ml.clip_grad_norm(optimizer.params, 1.0)
     with pytest.raises(ValueError, match="No parameter of this optimizer has a gradient"):
         optimizer.step()
 
 
-def test_a_subspace_step_is_the_same_whether_gradients_were_collected_before_or_not():
+@pytest.mark.parametrize("kind", [RandomSubspace, RandomSubset])
+def test_a_subspace_step_is_the_same_whether_gradients_were_collected_before_or_not(kind):
     ends = []
     for collect in (False, True):
         model = tiny_gpt()
-        optimizer = RandomSubspace(model.parameters(), 20, lr=1e-2)
+        optimizer = kind(model.parameters(), 20, lr=1e-2)
         for step in range(3):
             optimizer.zero_grad()
             loss(model, step).backward()

@@ -11,6 +11,7 @@ import pytest
 
 import minilora as ml
 from minilora.bases import load_base, string_sampler
+from minilora.claims import adaptation
 from minilora.data import PRINTABLE, seeded
 from minilora.tasks import ADAPTATION, PRETRAINING, TASKS, question, string_batch
 from minilora.tools import console, demo
@@ -21,6 +22,7 @@ from minilora.tools.cli import main
 def short(monkeypatch):
     """The demo in thirty steps, which is enough for some strings and not for all."""
     monkeypatch.setitem(demo.STEPS, "strings", 30)
+    monkeypatch.setattr(adaptation, "_tuned", lambda setting, method: 0.03125)
 
 
 def said(capsys):

@@ -209,7 +209,7 @@ def test_a_claim_is_told_as_soon_as_its_last_run_is_finished(three_claims, tmp_p
     ]  # fmt: skip
     assert told() == ["told slow", "told pair", "told one"]  # what finished before is told at once
     report = json.loads((tmp_path / "claims.json").read_text(encoding="utf-8"))
-    assert report["schema"] == 3 and [row["id"] for row in report["claims"]] == ["slow", "pair", "one"]
+    assert report["schema"] == 4 and [row["id"] for row in report["claims"]] == ["slow", "pair", "one"]
     assert told(fresh=True) == first
 
 
@@ -252,7 +252,7 @@ def test_reproduce_prints_the_head_once_the_lines_and_the_page_to_open(tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("✓ holds  ✗ does not hold") and lines[1].startswith("s t e  ")
     assert lines[2].startswith("✓ ✗ ✓  ") and lines[3].startswith("~ ✗ ✓  ") and lines[4] == ""
-    assert lines[5].startswith("2 claims: 1 holds (1 of them not on text), 1 within noise. ")
+    assert lines[5].startswith("2 claims: 2 differ by world. ")
     assert lines[5].endswith(" s.")
     assert lines[6] == f"The report: {tmp_path / 'report.html'}"
     assert lines[7] == f"One claim here: minilora show rank --out {tmp_path}"
@@ -365,7 +365,7 @@ def searched(loss):
     runs = []
     while more := tuning.beyond(runs):
         assert len(runs) < 5000 and not any(c in [made for made, _ in runs] for c in more[:1])
-        runs += [(c, {"bits": loss(c)}) for c in more]
+        runs += [(c, {"bits": loss(c), "accuracy": 1 / (1 + 2 ** loss(c))}) for c in more]
     return runs
 
 
@@ -408,7 +408,11 @@ def test_every_rate_that_a_claim_reads_was_tuned_at_its_own_length():
 
 
 def test_tune_writes_the_file_that_the_claims_read(counted, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(claims.SHARED, "adaptation", Experiment(lambda c: {"bits": abs(c["lr"] - 2**-7)}))
+    monkeypatch.setitem(
+        claims.SHARED,
+        "adaptation",
+        Experiment(lambda c: {"bits": abs(c["lr"] - 2**-7), "accuracy": 0.5 - abs(c["lr"] - 2**-7) / 9}),
+    )
     monkeypatch.setattr(tuning, "RATES_FILE", tmp_path / "rates.json")
     monkeypatch.setattr(tools, "_prepare_base", lambda base: None)
     assert main(["reproduce", "--tune", "--workers", "1"]) == 0
@@ -417,21 +421,16 @@ def test_tune_writes_the_file_that_the_claims_read(counted, monkeypatch, tmp_pat
     assert str(tmp_path / "rates.json") in capsys.readouterr().out
 
 
-def test_a_best_rate_at_the_end_of_the_grid_is_looked_for_beyond_it():
-    def run(method, lr, bits):
-        return {"base": ["text", 100], "method": method, "task": "code", "lr": lr}, {"bits": bits}
-
-    runs = [run(m, lr, abs(lr - best)) for m, best in (("full", 0), ("bitfit", 4), ("prefix 8", 9)) for lr in (2, 4, 8)]
-    assert [(c["method"], c["lr"]) for c in tuning.beyond(runs)] == [("full", 1), ("prefix 8", 16)]
-
-
 def test_every_method_that_a_claim_uses_has_a_rate():
     from minilora.claims import adaptation
 
-    for world, methods in tuning.METHODS.items():
-        assert all(adaptation.rate(world, method) > 0 for method in methods)
-    with pytest.raises(ValueError, match="No learning rate is known for 'lora q 3' on text: add it"):
+    for (world, steps, examples), methods in tuning.METHODS.items():
+        assert all(adaptation.rate(world, method, steps, examples) > 0 for method in methods)
+    assert adaptation.rate("strings", "bitfit", 20) == adaptation.rate("strings", "bitfit")  # a quick look's
+    with pytest.raises(ValueError, match="No learning rate is known for 'lora q 3' on text 400: add it"):
         adaptation.rate("text", "lora q 3")
+    with pytest.raises(ValueError, match="on text 5000: add it"):  # of no other length
+        adaptation.rate("text", "full", 5000)
 
 
 def test_the_bar_moves_with_the_steps_within_runs(capsys, monkeypatch):
