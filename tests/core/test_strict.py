@@ -232,15 +232,17 @@ def test_what_is_read_on_the_cpu_may_come_from_the_device(strict):
 # One configuration of each kind, shrunk; what measures time is left out, since no two runs of it agree.
 SHRUNK = {
     "zero_init": lambda c: c["start"] != "first steps",
-    "alpha_learning_rate": lambda c: c["start"] == "fixed",
-    "init_scaling": lambda c: c["part"] == "start",
+    "alpha_learning_rate": lambda c: "lr" in c,
+    "rank_scaling": lambda c: True,
+    "init_scaling": lambda c: "r" not in c,
     "rank": lambda c: c.get("world") == "planted" and c["r"] == 4,
     "which_matrices": lambda c: c["base"][0] == "text",
     "rivals": lambda c: c["method"].startswith("prefix"),
-    "low_data": lambda c: c.get("method", "").startswith("lora") and c["base"][0] == "text",
-    "intrinsic_dimension": lambda c: c["method"].startswith("subspace"),
-    "intrinsic_rank": lambda c: c["experiment"] == "intrinsic_rank" and c["base"][0] == "strings",
-    "subspaces": lambda c: c.get("world") == "planted",
+    "low_data": lambda c: c.get("method", "").startswith("lora"),
+    "forgetting": lambda c: c["doublings"] == 0 and c["method"] == "full",
+    "intrinsic_dimension": lambda c: c["method"].startswith("subset"),
+    "intrinsic_rank": lambda c: c["base"][0] == "strings",
+    "subspaces": lambda c: "seed" in c,
     "amplification": lambda c: True,
 }
 
