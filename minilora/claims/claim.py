@@ -164,7 +164,7 @@ class Claim:
     paper: str  # what the paper reports
     configurations: Callable[[Settings], list[Configuration]]
     experiment: Experiment
-    parts: Sequence[Part]  # with their rules, which were decided before any run
+    parts: Sequence[Part]  # with their rules, which are written down before the run
     key: Callable[[Runs], str]  # the key number, in at most twelve words
     measured: Callable[[Runs], str]  # the numbers in a sentence
     draw: Callable[[Runs, Any], None]  # onto a matplotlib Figure
@@ -183,7 +183,7 @@ class Claim:
 
 
 def _sentence(judged: Sequence[Part]) -> str:
-    """ " a is 0; and, by two standard errors over bases: on strings and on text, b is at least 0.5"."""
+    """ " a is 0; and, by the 90 % interval over bases: on strings and on text, b is at least 0.5"."""
     worlds: dict[tuple[str, str], list[str]] = {}  # (margin, clause) -> where it is asked
     for part in judged:
         assert part.rule is not None
