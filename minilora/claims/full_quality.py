@@ -72,7 +72,8 @@ PARTS = (
             of(behind, "strings", method, steps["strings"]),
             "bits",
             rule=at_most(0.02) if name in JUDGED else None,
-            what=f"what LoRA loses a character more than full fine-tuning, {WHERE} (0.02 bits: an answer in ten)",
+            what=f"what LoRA loses a character more than full fine-tuning, {WHERE} "
+            "(0.02 bits: two or three wrong answers in a hundred)",
         )
         for length, steps in LENGTHS.items()
         for name, method in METHODS.items()
@@ -103,9 +104,9 @@ def worlds_run(runs: Runs) -> list[str]:
 
 
 def key(runs: Runs) -> str:
-    said = f"{mean(behind(runs, 'strings', METHODS[Q_V])):+.3f} bits"
+    said = f"{mean(behind(runs, 'strings', METHODS[Q_V])):.3f} bits behind"
     if shares := [gained(runs, METHODS[name]) for name in JUDGED if gained(runs, METHODS[name])]:
-        said += f"; text gains {' and '.join(map(percent, shares))} %"
+        said += f"; text {' and '.join(map(percent, shares))} %"
     return said
 
 

@@ -90,7 +90,7 @@ PARTS = (
             "bits",
             rule=at_most(0.02) if (world, method) == ("strings", Subspace(ASKED)) else None,
             what=f"what training within {ASKED:,} random directions loses more than full fine-tuning, a character "
-            "(0.02 bits are about one answer in ten),",
+            "(0.02 bits: two or three wrong answers in a hundred),",
         )
         for world, methods in METHODS.items()
         for name, method in methods.items()

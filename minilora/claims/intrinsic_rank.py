@@ -116,7 +116,7 @@ PARTS = (
         "bits",
         rule=at_most(0.02),
         what=f"what full fine-tuning loses if every ΔW is cut to rank {SMALL} of 64, a character "
-        "(0.02 bits are about one answer in ten),",
+        "(0.02 bits: two or three wrong answers in a hundred),",
     ),
     Part(
         f"gain kept at rank {SMALL}",

@@ -137,7 +137,7 @@ PARTS = (
             "bits",
             rule=at_most(0.02),
             what=f"what r = {SMALL} loses a character more than r = {LARGE}, after a short and a long training "
-            "(0.02 bits are about one answer in ten),",
+            "(0.02 bits: two or three wrong answers in a hundred),",
         )
         for length, steps in LENGTHS.items()
     ),

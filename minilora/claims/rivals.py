@@ -108,7 +108,8 @@ def closest(runs: Runs, world: str) -> tuple[float, str]:
 
 
 def key(runs: Runs) -> str:
-    return "; ".join(f"{world} {closest(runs, world)[0]:+.2f} bits" for world in worlds_run(runs))
+    (first, _), *others = (closest(runs, world) for world in worlds_run(runs))
+    return "".join([f"{first:+.2f} bits on rivals", *(f"; text {ahead:+.2f}" for ahead, _ in others)])
 
 
 def measured(runs: Runs) -> str:

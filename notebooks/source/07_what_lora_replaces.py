@@ -143,7 +143,8 @@ show("latency", "paper", "measured", "verdict")
 numbers("latency", "lost by", "lost beyond")
 
 # %% [markdown]
-# What is not read costs little here until most of it is gone. The rest is what a prefix costs in training.
+# What is not read costs little here until most of it is gone. The rest is what a prefix costs in training: it is hard to
+# train, and its shorter windows have fewer characters to learn from.
 #
 # ## Memory
 #
