@@ -20,6 +20,7 @@ import minilora as ml
 from minilora import functional as F
 from minilora.autograd import FASTER
 from minilora.fast import KERNELS
+from minilora.llama import rms_norm, swiglu
 from minilora.lora import lora_linear
 from minilora.optim import adam
 
@@ -128,6 +129,8 @@ def operations():
         "embedding": forward_and_backward(lambda: F.embedding(table, ids)),
         "causal_attention": forward_and_backward(lambda: F.causal_attention(q, k, v)),
         "lora_linear": forward_and_backward(lambda: lora_linear(x, x, frozen, None, a, b, 2.0)),
+        "rms_norm": forward_and_backward(lambda: rms_norm(x, scale)),
+        "swiglu": forward_and_backward(lambda: swiglu(wide, wide)),
         "adam": lambda: adam(p, g, m, u, 10, 1e-3, (0.9, 0.999), 1e-8),
     }
 

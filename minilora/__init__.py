@@ -10,6 +10,7 @@ from .generate import generate
 from .gpt import GPT, GPTConfig
 from .gradient_check import check_gradient, gradcheck
 from .groups import decay_groups
+from .llama import Llama, LlamaConfig
 from .lora import (
     LoRAConfig,
     add_lora,
@@ -53,6 +54,8 @@ __all__ = [
     "AdamW",
     "DivergedError",
     "GPTConfig",
+    "Llama",
+    "LlamaConfig",
     "LoRAConfig",
     "Tensor",
     "Vocabulary",

@@ -32,16 +32,20 @@ def last_block(model: GPT) -> list[Parameter]:
 
 
 def bitfit(model: Module) -> list[Parameter]:
-    """Train every bias, LayerNorm's too, and nothing else (Ben Zaken et al. 2021)."""
+    """Train every bias, LayerNorm's too, and nothing else (Ben Zaken et al. 2021). Raises `ValueError` where there is
+    none, as in a Llama."""
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    if not biases:
+        raise ValueError("This model has no bias to train.")
     _freeze(model)
-    return _thaw([parameter for name, parameter in model.named_parameters() if name.endswith("bias")])
+    return _thaw(biases)
 
 
 # ---- before the text ---------------------------------------------------------------------------------
 
 
 class PromptTuned(Module):
-    """A GPT that reads P trained vectors before its text (Lester et al. 2021; §5.1, PreEmbed: P·D parameters).
+    """A model that reads P trained vectors before its text (Lester et al. 2021; §5.1, PreEmbed: P·D parameters).
 
     The vectors start as embeddings of random tokens. The text keeps its positions, but attention now spans P + T,
     so a text may be at most `context_length` - P long. Raises `ValueError` for a longer one, or a P that leaves none.

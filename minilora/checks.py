@@ -256,6 +256,21 @@ def check_layer_norm(x: Any, weight: Any, bias: Any) -> None:
         )
 
 
+def check_rms_norm(x: Any, weight: Any) -> None:
+    if weight.shape != x.shape[-1:] or x.ndim == 0:
+        raise ValueError(f"rms_norm of {x.shape} needs a weight of shape {x.shape[-1:]}, not {weight.shape}.")
+
+
+def check_rotary(x: Any) -> None:
+    if x.ndim < 2 or x.shape[-1] % 2:
+        raise ValueError(f"rotary takes (..., T, d) with d even, since it turns pairs; this has shape {x.shape}.")
+
+
+def check_same_shape(what: str, a: Any, b: Any) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"{what} takes two arrays of one shape, not {a.shape} and {b.shape}.")
+
+
 def check_attention(q: Any, k: Any, v: Any) -> None:
     if q.ndim != 4 or k.shape != v.shape or k.shape[:2] + k.shape[3:] != q.shape[:2] + q.shape[3:]:
         raise ValueError(
@@ -351,6 +366,18 @@ def check_heads(d_model: int, n_heads: int, tied_head: Any) -> None:
         raise ValueError(
             f"d_model must be divisible by n_heads, so that every head gets as many dimensions; "
             f"{d_model} is not divisible by {n_heads}."
+        )
+
+
+def check_grouped_heads(d_model: int, n_heads: int, n_kv_heads: int) -> None:
+    if n_heads % n_kv_heads:
+        raise ValueError(
+            "n_heads must be divisible by n_kv_heads, so that every key serves as many queries; "
+            f"{n_heads} is not divisible by {n_kv_heads}."
+        )
+    if d_model // n_heads % 2:
+        raise ValueError(
+            f"d_model/n_heads must be even, since rotary positions turn pairs; {d_model}/{n_heads} is odd."
         )
 
 
@@ -459,9 +486,9 @@ def check_lora(config: Mapping[str, Any], inits: Sequence[str], scalings: Sequen
     return {**plain, "target_modules": check_target_names(plain["target_modules"])}
 
 
-def check_positive(name: str, value: Any) -> None:
-    """None is allowed. Raises `TypeError` or `ValueError`."""
-    if value is None:
+def check_positive(name: str, value: Any, required: bool = False) -> None:
+    """None is allowed, unless `required`. Raises `TypeError` or `ValueError`."""
+    if value is None and not required:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {value!r}.")

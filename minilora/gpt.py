@@ -133,6 +133,7 @@ class Past:
     """The keys and values of one attention for the positions read so far, (B, H, S, D/H) each."""
 
     pair: tuple[Tensor, Tensor] | None = None
+    length = 0  # S
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add those of T more positions: (B, H, T, D/H) -> (B, H, S + T, D/H).
@@ -142,7 +143,7 @@ class Past:
         checks.check_frozen(k, v)
         if self.pair is not None:
             k, v = (F.concatenate([old, new], axis=2) for old, new in zip(self.pair, (k, v), strict=True))
-        self.pair = k, v
+        self.pair, self.length = (k, v), k.shape[2]
         return k, v
 
 
@@ -150,5 +151,4 @@ class Cache:
     """What a model remembers of the `length` positions it has read, so that reading on costs only the new ones."""
 
     def __init__(self, model: GPT) -> None:
-        self.length = 0
-        self.blocks = [Past() for _ in model.blocks]
+        self.length, self.blocks = 0, [Past() for _ in model.blocks]

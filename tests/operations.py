@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minilora import functional as F
+from minilora.llama import repeat_heads, rms_norm, rotary, swiglu
 from minilora.lora import lora_linear
 
 # ---- inputs: any small shape, in any layout ----------------------------------------------------------
@@ -215,6 +216,32 @@ def lora_linears(draw):
     return fn, tuple(draw(arrays(shape)) for shape in shapes)
 
 
+@st.composite
+def rms_norms(draw):
+    x = draw(arrays(shapes_with_axis))
+    return rms_norm, (x, draw(arrays(x.shape[-1:])))
+
+
+@st.composite
+def rotaries(draw):
+    lead = draw(hnp.array_shapes(min_dims=0, max_dims=2, max_side=3))
+    x = draw(arrays((*lead, draw(st.integers(1, 3)), 2 * draw(st.integers(1, 3)))))
+    start, base = draw(st.integers(0, 5)), draw(st.sampled_from([10.0, 10_000.0]))
+    return (lambda t: rotary(t, start, base)), (x,)
+
+
+@st.composite
+def swiglus(draw):
+    a = draw(arrays())
+    return swiglu, (a, draw(arrays(a.shape)))
+
+
+@st.composite
+def repeated_heads(draw):
+    n = draw(st.integers(1, 3))
+    return (lambda x: repeat_heads(x, n)), (draw(arrays(tuple(draw(st.integers(1, 3)) for _ in range(4)))),)
+
+
 # ---- the table of operations: name -> (function, inputs) to draw -------------------------------------
 
 OPERATIONS = {
@@ -252,4 +279,8 @@ OPERATIONS = {
     "concatenate": concatenations(),
     "causal_attention": attentions(),
     "lora_linear": lora_linears(),
+    "rms_norm": rms_norms(),
+    "rotary": rotaries(),
+    "swiglu": swiglus(),
+    "repeat_heads": repeated_heads(),
 }

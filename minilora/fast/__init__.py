@@ -16,6 +16,7 @@ from ..autograd import FASTER, thread
 from .attention import causal_attention
 from .elementwise import add, gelu, mul
 from .layers import cross_entropy, layer_norm, linear
+from .llama import rms_norm, swiglu
 from .lora import lora_linear
 from .optim import adam
 from .scatter import embedding, getitem
@@ -34,6 +35,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "embedding": embedding,  # 6.4
     "causal_attention": causal_attention,  # 3.0
     "lora_linear": lora_linear,  # 1.15
+    "rms_norm": rms_norm,  # 1.4
+    "swiglu": swiglu,  # 5.5
     "adam": adam,  # 1.7
 }
 if os.environ.get("MINILORA_TEXTBOOK", "0") in ("", "0"):

@@ -14,12 +14,15 @@ import numpy as np
 
 from ..backend import to_numpy
 from ..gpt import GPT, GPTConfig
+from ..llama import Llama, LlamaConfig
 from ..lora import LoRAConfig, adapted, lora_layers, shared_adapter, wrap
 from ..nn import Module
 from ..optim import Optimizer
 from .files import digest, parse_json, write_atomically
 
 FORMAT = "minilora checkpoint 1"
+# The name under which a file keeps a model's sizes.
+MODELS: dict[str, tuple[Any, Any]] = {"llama": (Llama, LlamaConfig), "gpt": (GPT, GPTConfig)}
 
 
 class CheckpointError(ValueError):
@@ -49,7 +52,7 @@ def save_checkpoint(
         header["base"] = digest({}, base)
     arrays = {f"model/{name}": to_numpy(p.data) for name, p in model.named_parameters() if name not in base}
     if isinstance(model, GPT):
-        header["gpt"] = dataclasses.asdict(model.config)
+        header[_kind(model)] = dataclasses.asdict(model.config)
         header["dtype"] = str(model.token_embedding.weight.dtype)
     layers = lora_layers(model)
     if layers:
@@ -127,7 +130,10 @@ def _with_base(header: dict[str, Any], weights: dict[str, np.ndarray], model: Mo
 def _check_settings(header: dict[str, Any], model: Module) -> None:
     """Raise `ValueError` where the sizes differ, or the shapes would fit and yet make another function."""
     if isinstance(model, GPT):
-        saved_sizes, sizes = dataclasses.asdict(GPTConfig(**header["gpt"])), dataclasses.asdict(model.config)
+        kind = _kind(model)
+        if kind not in header:
+            raise ValueError(f"it holds no {kind}; the model is one.")
+        saved_sizes, sizes = dataclasses.asdict(MODELS[kind][1](**header[kind])), dataclasses.asdict(model.config)
         others = [name for name in sizes if saved_sizes[name] != sizes[name]]
         if others:
             theirs, own = (", ".join(f"{name}={of[name]}" for name in others) for of in (saved_sizes, sizes))
@@ -139,13 +145,20 @@ def _check_settings(header: dict[str, Any], model: Module) -> None:
             raise ValueError(f"its LoRA was scaled by {saved:g}; the model's is by {scale:g}.")
 
 
+def _kind(model: GPT) -> str:
+    """The model's name in `MODELS`."""
+    return next(kind for kind, (made, _) in MODELS.items() if isinstance(model, made))  # a Llama is a GPT too
+
+
 def load_model(path: str | Path) -> GPT:
-    """The GPT that a checkpoint holds, with its LoRA if it had one. Raises `CheckpointError` as above."""
+    """The GPT or Llama that a checkpoint holds, with its LoRA if it had one. Raises `CheckpointError` as above."""
     header, weights, _ = _read(path)
     if "base" in header:
         raise CheckpointError(f"The checkpoint {path} holds only what trained: load_checkpoint reads it into a model.")
     try:
-        model = GPT(GPTConfig(**header["gpt"]), seed=None, dtype=header["dtype"])
+        kind = next((kind for kind in MODELS if kind in header), "gpt")
+        made, sizes = MODELS[kind]
+        model = made(sizes(**header[kind]), seed=None, dtype=header["dtype"])
         if "lora" in header:
             config = LoRAConfig(**header["lora"])
             ranks = {array.shape[:1] for name, array in weights.items() if name.endswith(".lora_A")}
@@ -156,7 +169,7 @@ def load_model(path: str | Path) -> GPT:
         if "lora" in header:
             adapted(model)[1].rng.bit_generator.state = header["dropout_rng"]
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The checkpoint {path} holds no GPT that minilora can rebuild: {error}") from error
+        raise CheckpointError(f"The checkpoint {path} holds no model that minilora can rebuild: {error}") from error
     return model
 
 

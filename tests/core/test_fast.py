@@ -20,6 +20,7 @@ from minilora import fast
 from minilora import functional as F
 from minilora.autograd import FASTER
 from minilora.backend import asarray, to_numpy
+from minilora.llama import rms_norm, swiglu
 
 CORE = Path(ml.__file__).parent
 ELEVEN = (
@@ -66,6 +67,7 @@ def test_no_kernel_is_left_out(monkeypatch):
     q, b = ml.Tensor(rng.normal(size=(1, 1, 2, 3))), ml.Tensor(np.zeros(3))
     y = (F.linear(x, w).sum() + F.softmax(F.gelu(x)) * x)[0] + F.layer_norm(x, b, b) + F.embedding(w, [[0], [1]])
     (y.sum() + F.cross_entropy(x, [0, 1]) + F.causal_attention(q, q, q).sum()).backward()
+    rms_norm(swiglu(x, x), b)
     losses(lora_gpt(dtype="float64"), 1)
     assert called.keys() == fast.KERNELS.keys()
 
