@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_up_claims import assert_the_sentence_is_in_the_numbers, check_numbers, learned, made_up, shaken
 
+from minilora.backend import backend_name
 from minilora.claims import forgetting, full_quality, low_data, rivals
 from minilora.claims.claim import FAILS, HOLDS, MIXED, NOISE, Settings
 from minilora.claims.measures import log_odds
@@ -172,4 +173,5 @@ def test_a_volume_of_zero_is_the_base_and_of_one_the_trained_model(tiny_bases):
         points = forgetting.run({**c, "steps": 3})["points"]
         assert len(points) == len(forgetting.VOLUMES) and points[0] == [0, 0] and points[-1] != [0, 0]
         plain = forgetting.run({**c, "steps": 3, "doublings": 2})["points"]  # the same lr: only λ = 1 is read
-        assert plain == [points[-1]]
+        rounding = 0 if backend_name() == "numpy" else 1e-5  # a GPU does not round alike twice
+        assert plain == [pytest.approx(points[-1], abs=rounding, rel=0)]
