@@ -35,6 +35,7 @@ _LATE = {
     "load_checkpoint": "interop.checkpoint",
     "load_model": "interop.checkpoint",
     "load_gpt2": "interop.gpt2",
+    "load_llama": "interop.llama",
 }
 
 
@@ -71,6 +72,7 @@ __all__ = [
     "load_adapter",
     "load_checkpoint",
     "load_gpt2",
+    "load_llama",
     "load_model",
     "lora_disabled",
     "lora_state_dict",
