@@ -36,6 +36,7 @@ _LATE = {
     "load_checkpoint": "interop.checkpoint",
     "load_model": "interop.checkpoint",
     "load_gpt2": "interop.gpt2",
+    "load_llama": "interop.llama",
 }
 
 
@@ -74,6 +75,7 @@ __all__ = [
     "load_adapter",
     "load_checkpoint",
     "load_gpt2",
+    "load_llama",
     "load_model",
     "lora_disabled",
     "lora_state_dict",

@@ -3,7 +3,7 @@
 import pytest
 from fuzz_files import MUTATIONS, run
 
-from minilora.interop import checkpoint, peft
+from minilora.interop import checkpoint, gguf, peft
 
 
 def test_files_changed_at_one_place_load_as_saved_or_are_refused():
@@ -46,3 +46,8 @@ def test_the_fuzzer_sees_a_model_half_changed(monkeypatch):
 
     monkeypatch.setattr(peft, "load_adapter", hasty)
     assert any("changed by a load that failed" in failure for failure in run(300).failures)
+
+
+def test_the_fuzzer_sees_numbers_that_are_not_looked_at(monkeypatch):
+    monkeypatch.setattr(gguf, "_finite", lambda *_: True)
+    assert any("not finite" in failure for failure in run(100, only="gguf").failures)

@@ -1,11 +1,11 @@
 """Files changed at one place, by the thousand: each loads as exactly what was saved, or raises the one error named.
 
-    python tests/stress/fuzz_files.py [--count 10000] [--seed 0] [--first 0]
+    python tests/stress/fuzz_files.py [--count 10000] [--seed 0] [--first 0] [--only gguf]
 
 A case is drawn from (seed, number) alone: `--first N --count 1` repeats case N. For minilora's own files "exactly"
-means every bit of weights, settings, optimizer, step and generator; a GPT-2 folder and another program's adapter have
-no digest, so that a changed value is a value: there the model must be whole and finite. After a failed load the model
-is as it was. No load may take more memory than what the intact file takes, or twice the file.
+means every bit of weights, settings, optimizer, step and generator; a GPT-2 or Llama of others and another program's
+adapter have no digest, so that a changed value is a value: there the model must be whole and finite. After a failed
+load the model is as it was. No load may take more memory than what the intact file takes, or twice the file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
 import argparse
 import io
 import json
+import re
 import resource
 import shutil
+import struct
 import sys
 import tempfile
 import tracemalloc
@@ -35,11 +37,13 @@ from safetensors.numpy import save as safetensors_bytes
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from gguf_files import llama_folder, llama_gguf, llama_gguf_bytes
 from helpers import adapter_state, gpt2_folder, optimizer_state, randomize_lora, save_bfloat16, tiny_gpt
 
 import minilora as ml
 from minilora.backend import asarray
 from minilora.interop.checkpoint import CheckpointError
+from minilora.interop.llama import tokenizer_of
 from minilora.interop.peft import AdapterError
 from minilora.lora import lora_layers
 
@@ -169,6 +173,39 @@ class GPT2:
         assert model(np.zeros((1, 2), int)).shape == (1, 2, model.config.vocab_size)
 
 
+class Llama:
+    """A folder, in one file or in shards, in float32 or bfloat16."""
+
+    error = CheckpointError
+
+    def __init__(self, folder, shards, dtype):
+        llama_folder(folder, dtype=dtype, shards=shards)
+
+    def load(self, folder, number):
+        model = measured(lambda: ml.load_llama(folder))
+        assert all(np.isfinite(p.numpy()).all() for p in model.parameters()), "not finite"
+        T = min(2, model.config.context_length)
+        with np.errstate(all="ignore"):  # of weights that are finite and enormous
+            assert model(np.zeros((1, T), int)).shape == (1, T, model.config.vocab_size)
+
+
+class GGUF(Llama):
+    """A file with tensors in all six types, and its tokenizer."""
+
+    def __init__(self, folder):
+        llama_gguf(folder / "x.gguf")
+
+    def load(self, folder, number):
+        if number % 2:
+            return super().load(folder, number)
+        tokenizer = measured(lambda: tokenizer_of(folder))
+        tokenizer.decode(tokenizer.encode("hello w 12 漢字<|im_end|>"))
+        try:
+            assert isinstance(tokenizer.chat([{"role": "user", "content": "hello"}]), str)
+        except ValueError as error:
+            assert re.search("chat template", str(error)), error
+
+
 _peak = [0]
 
 
@@ -201,9 +238,11 @@ def bit_flipped(rng, data):
 
 
 def bit_flipped_where_sizes_stand(rng, data):
-    """The header of a safetensors file, the directory of an archive."""
+    """The header of a safetensors file, the directory of an archive or of a GGUF file."""
     if data[:2] == b"PK":
         i = data.index(b"PK\x01\x02") + int(rng.integers(len(data) - data.index(b"PK\x01\x02")))
+    elif is_gguf(data) and rng.random() < 0.5:
+        i = data.index(b"token_embd") + int(rng.integers(1200))
     else:
         i = int(rng.integers(min(len(data), 600)))
     return data[:i] + bytes([data[i] ^ (1 << int(rng.integers(8)))]) + data[i + 1 :]
@@ -233,6 +272,10 @@ def length_lies(rng, data):
         length = int.from_bytes(data[:8], "little")
         lies = [0, 1, length - 1, length + 1, len(data), 10**8 - 1, 10**8, 2**32, 2**60, 2**64 - 1]
         return lies[int(rng.integers(len(lies)))].to_bytes(8, "little") + data[8:]
+    if is_gguf(data):  # the two counts, and the lengths of names and of texts that are values
+        names = re.finditer(rb"\0\0\0(general|llama|tokenizer|blk|output|token_embd|\{%|gpt2|smollm)", data)
+        places = [8, 16, *(match.start() - 5 for match in names)]
+        return with_number(rng, data, places[int(rng.integers(len(places)))], "<Q")
     if data[:2] != b"PK":
         return None
     local = rng.random() < 0.5
@@ -245,6 +288,19 @@ def length_lies(rng, data):
 
 def is_safetensors(data):
     return data[8:9] == b"{"
+
+
+def is_gguf(data):
+    return data[:4] == b"GGUF"
+
+
+def with_number(rng, data, i, form):
+    """Another number there, of a few bytes: a small one, one near, one enormous."""
+    (old,) = struct.unpack_from(form, data, i)
+    size = struct.calcsize(form)
+    lies = [0, 1, 2, 3, 8, old - 1, old + 1, 2 * old, 32 * old, len(data), 10**6, 2**31, 2**32, 2**60, 2**63, 2**64 - 1]
+    lie = lies[int(rng.integers(len(lies)))] % 256**size
+    return data[:i] + lie.to_bytes(size, "little") + data[i + size :]
 
 
 def tensors_of(data):
@@ -310,8 +366,15 @@ def wrong_shape(rng, array):
     return np.ascontiguousarray(other)
 
 
+def not_finite(rng, data):
+    if not is_gguf(data):
+        return _not_finite(rng, data)
+    i = int(rng.integers(len(data) // 2, len(data)))  # where the tensors are
+    return data[:i] + b"\xff" * 40 + data[i + 40 :]
+
+
 @of_one_array
-def not_finite(rng, array):
+def _not_finite(rng, array):
     array = array.copy()
     array.flat[rng.integers(array.size)] = [np.nan, np.inf, -np.inf][rng.integers(3)]
     return array
@@ -405,7 +468,13 @@ def in_a_dtype_of_others(rng, data):
 
 
 def huge_sizes(rng, data):
-    """A header that declares what is not there."""
+    """A header that declares what is not there, of other sizes, of another type or elsewhere."""
+    if is_gguf(data):  # after a name: how many sizes, the sizes, the type, the offset
+        entries = list(re.finditer(rb"(blk\.\d+\.\w+|output_norm|token_embd)\.weight", data))
+        i = entries[int(rng.integers(len(entries)))].end()
+        (n,) = struct.unpack_from("<I", data, i)
+        fields = [(i, "<I"), (i + 4, "<Q"), (i + 4 * n, "<Q"), (i + 4 + 8 * n, "<I"), (i + 8 + 8 * n, "<Q")]
+        return with_number(rng, data, *fields[int(rng.integers(len(fields)))])
     shape = [[10**9, 10**9], [2**31], [2**62, 4], [10**6, 10**6]][int(rng.integers(4))]
     if is_safetensors(data):
         header = header_of(data)
@@ -463,7 +532,12 @@ def pickled(rng, data):
 
 
 def json_changed(rng, data):
-    """One field of a JSON file, or of the JSON within a file, removed, of another type or of another value."""
+    """One field of a JSON file, of the JSON within a file, or of a GGUF's settings, removed, of another type or of
+    another value."""
+    if is_gguf(data):
+        names = re.findall(rb"(?:general|llama|tokenizer)\.[\w.]+", data)
+        name = names[int(rng.integers(len(names)))].decode()
+        return llama_gguf_bytes(settings={name: SETTINGS[int(rng.integers(len(SETTINGS)))]})
     if is_safetensors(data):
         header = header_of(data)
         if "__metadata__" not in header:
@@ -484,6 +558,14 @@ def json_changed(rng, data):
 VALUES = [
     None, True, 0, -1, 0.5, 3, 10**9, 10**400, 1e300, float("nan"), float("inf"), "x", [], {}, ["x"], {"a": 1},
     "../x.safetensors", "/etc/passwd", [[]], "gpt2", "all-linear", "(.*)*x", [True, False, True], [0],
+]  # fmt: skip
+
+
+SETTINGS = [
+    None, True, 0, 1, 2, 3, 16, 10**9, 0.0, -1.0, 1e-9, float("nan"), float("inf"), "", "x", "llama", "gpt-2", "é" * 99,
+    [], [1, 2], ["a", "b"], ["a b", "c d e"], [3] * 265, ["a"] * 265, [str(number) for number in range(265)],
+    struct.pack("<IQ", 10, 2**64 - 1), struct.pack("<Iq", 11, -1), struct.pack("<Id", 12, 1e300),
+    struct.pack("<IB", 7, 9), struct.pack("<IIQ", 9, 9, 0), struct.pack("<IQ", 8, 2) + b"\xff\xfe",
 ]  # fmt: skip
 
 
@@ -531,13 +613,13 @@ class Report:
         return "\n".join(lines)
 
 
-def run(count, seed=0, first=0):
-    """Try cases `first` to `first + count - 1`; returns the report."""
+def run(count, seed=0, first=0, only=""):
+    """Try cases `first` to `first + count - 1`, of the kinds whose names begin with `only`; returns the report."""
     report = Report()
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", UserWarning)  # of fields that minilora does not know
-        kinds = make_kinds(Path(name))
+        kinds = {kind: made for kind, made in make_kinds(Path(name)).items() if kind.startswith(only)}
         before = peak()
         for number in range(first, first + count):
             try_one(kinds, seed, number, Path(name) / "case", report)
@@ -559,6 +641,9 @@ def make_kinds(folder):
         "gpt2": lambda f: GPT2(f, shards=1),
         "gpt2, shards": lambda f: GPT2(f, shards=3),
         "gpt2, bfloat16": lambda f: GPT2(f, shards=2, bfloat16=True),
+        "llama": lambda f: Llama(f, shards=1, dtype="F32"),
+        "llama, shards": lambda f: Llama(f, shards=3, dtype="BF16"),
+        "gguf": GGUF,
     }
     kinds = {}
     for name, make in makers.items():
@@ -616,8 +701,9 @@ def main():
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--only", default="", help='kinds of files whose names begin so, as "gguf"')
     options = parser.parse_args()
-    report = run(options.count, options.seed, options.first)
+    report = run(options.count, options.seed, options.first, options.only)
     print(report.table())
     total = sum(report.cases.values())
     print(f"{total:,} cases; the process's peak grew by {report.growth / 1e6:.1f} MB; {len(report.failures)} failures")
