@@ -136,12 +136,12 @@ def table(page: str) -> str:
 
 
 def files() -> str:
-    """The eleven in reading order, each with its lines."""
+    """The eleven in reading order, three a row, each with its lines."""
     parts = []
     for number, name in enumerate(FILES, 1):
         lines = len((ROOT / "minilora" / f"{name}.py").read_text(encoding="utf-8").splitlines())
         parts.append(f"{number} [{name}.py](minilora/{name}.py) {lines}")
-    return f"{' · '.join(parts[:6])} ·\n{' · '.join(parts[6:])}"
+    return " ·\n".join(" · ".join(parts[i : i + 3]) for i in range(0, len(parts), 3))
 
 
 def filled(page: str) -> str:

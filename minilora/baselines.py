@@ -11,7 +11,6 @@ Letters: B batch · T time · P prefix · D `d_model` · H heads · V vocabulary
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -222,8 +221,9 @@ class RandomSubset(Adam):
         if not 1 <= n <= ends[-1]:
             raise ValueError(f"A subset has 1 to {ends[-1]:,} weights of this model, not {n:,}.")
         drawn = np.sort(np.random.default_rng(seed).choice(int(ends[-1]), n, replace=False))
-        inside = [drawn[(start <= drawn) & (drawn < end)] - start for start, end in itertools.pairwise(ends)]
-        self.places = [asarray(places) for places in inside]
+        self.cuts = np.searchsorted(drawn, ends[1:-1]).tolist()  # between the chosen of one parameter and of the next
+        inside = zip(np.split(drawn, self.cuts), ends[:-1], strict=True)
+        self.places = [asarray(places - start) for places, start in inside]
         start = xp.concatenate([p.array.reshape(-1)[at] for p, at in zip(params, self.places, strict=True)])
         self.chosen = Parameter(start)
         super().__init__([self.chosen], lr)
@@ -246,11 +246,10 @@ class RandomSubset(Adam):
     def step(self) -> None:
         self.collect_gradients()
         super().step()
-        taken = 0
-        for p, at in zip(self.targets, self.places, strict=True):
+        for p, at, chosen in zip(self.targets, self.places, xp.split(self.chosen.array, self.cuts), strict=True):
             weights = p.array.copy()
-            weights.reshape(-1)[at] = self.chosen.array[taken : taken + len(at)]
-            p.data, taken = weights, taken + len(at)
+            weights.reshape(-1)[at] = chosen
+            p.data = weights
 
 
 # ---- helpers -----------------------------------------------------------------------------------------

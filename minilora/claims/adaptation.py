@@ -7,6 +7,7 @@ file that `minilora reproduce --tune` makes, on two bases that no report uses.
 from __future__ import annotations
 
 import json
+import operator
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -25,15 +26,16 @@ from ..texts import BITS
 from ..training import DivergedError, counted_targets, evaluate
 from .bases import adapt, pretrained, seeds, text_sampler
 from .claim import Configuration, Experiment, Result, Runs, Settings
-from .measures import mean, select
+from .measures import each, mean, select
 from .methods import FULL, Method, named
 
 NAME = "adaptation"
+TASKS = {"strings": "revupper", "text": "code"}  # world -> what its bases learn
 STEPS = {"strings": 300, "text": 400}
 LONG = {"strings": 1000, "text": 1200}
 LENGTHS: dict[str, dict[str, int | None]] = {"short": dict.fromkeys(STEPS), "long": {**LONG}}
 _BATCH = {"strings": 32, "text": 8}
-_WORST = 10.0  # bits; what a run that diverged counts
+WORST = 10.0  # bits; what a run that diverged counts
 
 
 def steps_of(world: str, settings: Settings) -> int:
@@ -67,15 +69,18 @@ def learn(configuration: Configuration) -> tuple[Module, int]:
     steps, lr, seed, data_seed = (configuration[name] for name in ("steps", "lr", "adapter_seed", "data_seed"))
     method = named(method)
     model, parameters = method.prepare(pretrained(world, base), seed, configuration.get("init_std"))
-    if world == "strings":
-        sample = string_sampler((task,), _BATCH[world])
-        if "examples" in configuration:
-            sample = _from_few(string_sampler((task,), configuration["examples"]), _BATCH[world], data_seed)
-    else:
-        sample = text_sampler(task, _BATCH[world], room=method.positions)
+    sample = sampler(world, task, method.positions)
+    if "examples" in configuration:
+        sample = _from_few(string_sampler((task,), configuration["examples"]), _BATCH[world], data_seed)
     optimizer, trained = method.optimizer(parameters, lr, seed)
     adapt(model, optimizer, sample, steps, data_seed, linear_schedule(steps))
     return model, trained
+
+
+def sampler(world: str, task: str, room: int = 0) -> Sampler:
+    """Batches to learn from, without the first `room` characters of a text."""
+    B = _BATCH[world]
+    return string_sampler((task,), B) if world == "strings" else text_sampler(task, B, room=room)
 
 
 def _from_few(sample: Sampler, B: int, seed: int) -> Sampler:
@@ -111,7 +116,7 @@ def run(configuration: Configuration) -> Result:
     try:
         model, result["trainable"] = learn(configuration)
     except DivergedError:
-        return {**result, "bits": _WORST, "bits_at_end": _WORST, "accuracy": 0.0, "trainable": 0}
+        return {**result, "bits": WORST, "bits_at_end": WORST, "accuracy": 0.0, "trainable": 0}
     if "shortened" in configuration:
         shorter = [_held_out(world, task, room, evaluation_seed) for room in configuration["shortened"]]
         result["bits_at_end_shortened"] = [_examine(model, world, of_room)["bits_at_end"] for of_room in shorter]
@@ -138,7 +143,7 @@ def _bits(read: list[tuple[Tensor, np.ndarray]]) -> float:
     """Of a counted target, all batches together."""
     counts = [counted_targets(targets) for _, targets in read]
     losses = [F.cross_entropy(logits, targets).item() for logits, targets in read]
-    return min(BITS * sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts), _WORST)
+    return min(BITS * sum(n * loss for n, loss in zip(counts, losses, strict=True)) / sum(counts), WORST)
 
 
 def _last(targets: np.ndarray) -> np.ndarray:
@@ -195,25 +200,38 @@ def trained_for(runs: Runs, world: str) -> int:
 
 
 def quality(
-    runs: Runs,
-    world: str,
-    method: Method | str,
-    tasks: tuple[str, ...],
-    measure: str,
-    steps: int | None = None,
-    **changes: Any,
+    runs: Runs, world: str, method: Method | str, measure: str, steps: int | None = None, **changes: Any
 ) -> list[float]:
-    """Of each base, in order, the mean over tasks of a measurement of a method's runs with these settings; empty where
-    there are none. `steps`: those of the ordinary runs, if not given."""
-    wanted = {"experiment": NAME, "method": str(method), **changes}
+    """Of each base, in order, a measurement of a method's run with these settings; empty where there are none.
+    `steps`: those of the ordinary runs, if not given."""
     optional = ("init_std", "examples", "shortened")
-    cells = [
-        (c, r)
-        for c, r in select(runs, **wanted)
+    found = {
+        c["base"][1]: float(r[measure])
+        for c, r in select(runs, experiment=NAME, method=str(method), **changes)
         if c["base"][0] == world
-        and c["task"] in tasks
         and c["steps"] == (steps or trained_for(runs, world))
         and all(c.get(k) == changes.get(k) for k in optional)
-    ]
-    seeds = sorted({c["base"][1] for c, _ in cells})
-    return [float(np.mean([r[measure] for c, r in cells if c["base"][1] == s])) for s in seeds]
+    }
+    return [found[base] for base in sorted(found)]
+
+
+def bits(runs: Runs, world: str, method: Method, steps: int | None = None) -> list[float]:
+    """Of each base."""
+    return quality(runs, world, method, "bits", steps)
+
+
+def behind(runs: Runs, world: str, method: Method, other: Method = FULL, steps: int | None = None) -> list[float]:
+    """Of each base, how many bits more than another a method loses."""
+    return each(operator.sub, bits(runs, world, method, steps), bits(runs, world, other, steps))
+
+
+def gained(runs: Runs, method: Method, other: Method = FULL, steps: int | None = None) -> list[float]:
+    """Of each base on text, the share of another's gain in bits that a method reaches."""
+    before = quality(runs, "text", other, "before", steps)
+    own, whole = (bits(runs, "text", m, steps) for m in (method, other))
+    return each(lambda b, x, least: (b - x) / (b - least), before, own, whole)
+
+
+def worlds_run(runs: Runs) -> list[str]:
+    """The worlds of the bases that were run."""
+    return [world for world in TASKS if any(c.get("base", [None])[0] == world for c, _ in runs)]

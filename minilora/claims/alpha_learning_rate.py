@@ -18,7 +18,7 @@ from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Setting
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, finding, label_lines, panels, ticks
 from .measures import each, interval, mean, of, relative
 from .rules import always_equal, always_within
-from .sweeps import ALPHA, curves, optima, sweep
+from .sweeps import ALPHA, best_rates, curves, lora, sweep
 from .two_factors import multiples, trained_delta
 
 R = 8
@@ -27,18 +27,10 @@ CENTERS = {0.5: -3.5, ALPHA: -6.0, 128.0: -8.5}  # log₂ of the rate around whi
 IDENTITIES = {"3": 3.0, "4": 4.0}  # c; √4 is a power of 2, so that nothing is rounded
 
 
-def of_alpha(alpha: float) -> dict[str, Any]:
-    """LoRA on q and v at r = 8, as sweeps know it."""
-    return {"r": R, "alpha": alpha, "scaling": "alpha/r"}
-
-
 def configurations(settings: Settings) -> list[Configuration]:
     alphas = ALPHAS[1:] if settings.quick else ALPHAS
     grid = [
-        c
-        for b in settings.bases
-        for a in alphas
-        for c in sweep("strings", b, CENTERS[a], settings.quick, **of_alpha(a))
+        c for b in settings.bases for a in alphas for c in sweep("strings", b, CENTERS[a], settings.quick, **lora(R, a))
     ]
     return [{"identities": list(IDENTITIES)}, *grid]
 
@@ -73,23 +65,19 @@ def _of_identities(runs: Runs) -> Result:
 
 
 def alphas_run(runs: Runs) -> list[float]:
-    return [alpha for alpha in ALPHAS if curves(runs, "strings", **of_alpha(alpha))[0]]
-
-
-def best_rates(runs: Runs, alpha: float) -> list[float]:
-    """Of each base, log₂ of its best rate."""
-    return [math.log2(o.best) for o in optima(runs, "strings", **of_alpha(alpha))]
+    return [alpha for alpha in ALPHAS if curves(runs, "strings", **lora(R, alpha))[0]]
 
 
 def exponents(runs: Runs) -> list[float]:
     """Of each base, γ in best rate ∝ α^-γ, by least squares: 1 if α were the rate itself, ½ as the identity says."""
     alphas = alphas_run(runs)
-    return each(lambda *best: -float(np.polyfit(np.log2(alphas), best, 1)[0]), *(best_rates(runs, a) for a in alphas))
+    rates = [best_rates(runs, "strings", **lora(R, alpha)) for alpha in alphas]
+    return each(lambda *best: -float(np.polyfit(np.log2(alphas), best, 1)[0]), *rates)
 
 
 def losses_apart(runs: Runs) -> list[float]:
     """Of each base, how far the lowest losses of the alphas are apart."""
-    lowest = [[min(losses) for losses in curves(runs, "strings", **of_alpha(a))[1]] for a in alphas_run(runs)]
+    lowest = [[min(losses) for losses in curves(runs, "strings", **lora(R, a))[1]] for a in alphas_run(runs)]
     return each(lambda *least: max(least) - min(least), *lowest)
 
 
@@ -133,11 +121,11 @@ def draw(runs: Runs, figure: Any) -> None:
     alphas = alphas_run(runs)
     labels = []
     for alpha, color in zip(alphas, (GREEN, BLUE, ORANGE), strict=False):
-        rates, losses = curves(runs, "strings", **of_alpha(alpha))
+        rates, losses = curves(runs, "strings", **lora(R, alpha))
         middle = band(left, rates, losses, color, marker=".")
         lowest = int(np.argmin(middle))
         labels.append((rates[lowest], middle[lowest], f"α = {alpha:g}", color))
-        best = best_rates(runs, alpha)
+        best = best_rates(runs, "strings", **lora(R, alpha))
         low, high = interval(best) if len(best) > 1 else (best[0], best[0])
         bar = [[2 ** mean(best) - 2**low], [2**high - 2 ** mean(best)]]
         right.errorbar([alpha], [2 ** mean(best)], yerr=bar, fmt="o", color=color, capsize=3)
@@ -147,7 +135,7 @@ def draw(runs: Runs, figure: Any) -> None:
     low, high = left.get_ylim()
     left.set_ylim(low * 0.6, min(high, 12))
     grid = np.array([alphas[0], alphas[-1]])
-    anchor = mean(best_rates(runs, ALPHA))
+    anchor = mean(best_rates(runs, "strings", **lora(R)))
     slopes = []
     for slope, style, words in ((0.5, "--", "∝ 1/√α"), (1.0, ":", "∝ 1/α")):
         line = 2**anchor * (grid / ALPHA) ** -slope
@@ -157,7 +145,7 @@ def draw(runs: Runs, figure: Any) -> None:
     ticks(right, alphas)
     right.set_xlim(grid[0] * 0.7, grid[1] * 5)
     said = f"A larger α wants a lower rate: about α to the power −{mean(exponents(runs)):.2f}, A₀ left alone"
-    finding(figure, said, len(best_rates(runs, ALPHA)))
+    finding(figure, said, len(best_rates(runs, "strings", **lora(R))))
     label_lines(right, slopes)
 
 

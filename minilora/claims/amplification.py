@@ -19,7 +19,7 @@ from ..analysis import amplification
 from ..lora import lora_layers
 from ..texts import BITS
 from ..training import DivergedError, evaluate
-from .adaptation import adaptation, held_out, learn, rate, steps_of
+from .adaptation import TASKS, WORST, adaptation, held_out, learn, rate, steps_of, worlds_run
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, finding, panels, point, ticks
 from .measures import mean, of
@@ -28,7 +28,6 @@ from .optimum import PLATEAU
 from .rules import at_least
 
 SMALL, LARGE = 4, 32
-TASKS = {"strings": "revupper", "text": "code"}
 TIMES = (0.5, 1.0, 2.0)  # of the tuned rate
 MARGIN = 1.5
 
@@ -61,7 +60,7 @@ def run(configuration: Configuration) -> Result:
     try:
         model, _ = learn(configuration)
     except DivergedError:
-        return {"bits": 10.0}
+        return {"bits": WORST}
     rng = np.random.default_rng(0)
     rows = [amplification(m.weight.data, m.delta_weight(), r, rng) for m in lora_layers(model).values()]
     table = {name: mean([row[name] for row in rows]) for name in rows[0]}
@@ -134,10 +133,6 @@ PARTS = (
         for name, number in NUMBERS.items()
     ),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if results(runs, world, SMALL)]
 
 
 def times_run(runs: Runs) -> list[float]:

@@ -173,9 +173,3 @@ def dots(axes: Any, names: Sequence[str], values: Sequence[Any], colors: Sequenc
     axes.set_yticks(list(rows), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", visible=False)
-
-
-def quartiles(axes: Any, x: float, values: tuple[float, float, float], color: str, **style: Any) -> None:
-    """A median with the quartiles beside it as a bar."""
-    low, middle, high = values
-    axes.errorbar([x], [middle], yerr=[[middle - low], [high - middle]], fmt="o", color=color, **style)

@@ -15,7 +15,7 @@ import numpy as np
 from ..lora import lora_layers
 from ..texts import BITS
 from ..training import DivergedError, evaluate
-from .adaptation import adaptation, held_out, learn, rate, steps_of
+from .adaptation import WORST, adaptation, held_out, learn, rate, steps_of
 from .bases import pretrained
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, finding, label_lines, panels
@@ -51,15 +51,15 @@ def run(configuration: Configuration) -> Result:
     try:
         model, _ = learn(configuration)
     except DivergedError:
-        return {"points": [[-10.0, 10.0]]}
+        return {"points": [[-WORST, WORST]]}
     if configuration["doublings"]:
         return {"points": [_against(before, _read(model))]}
     if adapted := lora_layers(model):
-        starts = {id(layer): layer.lora_B.data.copy() for layer in adapted.values()}
+        starts = {name: layer.lora_B.data.copy() for name, layer in adapted.items()}
 
         def turn(volume: float) -> None:
-            for layer in adapted.values():
-                layer.lora_B.data[...] = volume * starts[id(layer)]
+            for name, layer in adapted.items():
+                layer.lora_B.data[...] = volume * starts[name]
     else:
         before_training, ends = base.state_dict(), model.state_dict()
 
@@ -197,7 +197,7 @@ def draw(runs: Runs, figure: Any) -> None:
     ax.set_title("line: λ from 0 to 1 at the tuned rate; points: ends of other learning rates")
     less = mean(saved(runs, LEVELS[-1]))
     said = f"At equal code LoRA forgets {abs(less):.2f} bits {'less' if less > 0 else 'more'} than full fine-tuning"
-    finding(figure, said, 1)
+    finding(figure, said)
     label_lines(ax, labels)
 
 

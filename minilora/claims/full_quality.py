@@ -9,17 +9,15 @@ the share of the gain.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-from .adaptation import EXPERIMENT, LENGTHS, LONG, STEPS, adaptation, quality, steps_of
+from .adaptation import EXPERIMENT, LENGTHS, LONG, STEPS, TASKS, adaptation, behind, bits, gained, steps_of, worlds_run
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, dots, finding, panels
-from .measures import each, mean, of, percent
+from .measures import mean, of, percent
 from .methods import FULL, LoRA, Method
-from .rules import at_least, at_most
+from .rules import NEAR, NEAR_IN_WORDS, at_least, at_most
 
-TASKS = {"strings": "revupper", "text": "code"}
 Q_V, ALL = "LoRA on q, v, r = 4", "LoRA on all six, r = 1"
 METHODS = {
     Q_V: LoRA("q,v", 4),
@@ -47,33 +45,16 @@ def configurations(settings: Settings) -> list[Configuration]:
     ]
 
 
-def bits(runs: Runs, world: str, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base."""
-    return quality(runs, world, method, (TASKS[world],), "bits", steps)
-
-
-def behind(runs: Runs, world: str, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base, how many bits more than full fine-tuning a method loses."""
-    return each(operator.sub, bits(runs, world, method, steps), bits(runs, world, FULL, steps))
-
-
-def gained(runs: Runs, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base on text, the share of full fine-tuning's gain that a method reaches."""
-    before, full = (quality(runs, "text", FULL, ("code",), which, steps) for which in ("before", "bits"))
-    return each(lambda b, x, f: (b - x) / (b - f), before, bits(runs, "text", method, steps), full)
-
-
 WHERE = "on q, v at r = 4 and on all six at r = 1, after a short and a long training,"
 PARTS = (
     *(
         Part(
             f"bits more than full fine-tuning, {length}, {name}",
             "strings",
-            of(behind, "strings", method, steps["strings"]),
+            of(behind, "strings", method, FULL, steps["strings"]),
             "bits",
-            rule=at_most(0.02) if name in JUDGED else None,
-            what=f"what LoRA loses a character more than full fine-tuning, {WHERE} "
-            "(0.02 bits: two or three wrong answers in a hundred)",
+            rule=at_most(NEAR) if name in JUDGED else None,
+            what=f"what LoRA loses a character more than full fine-tuning, {WHERE} {NEAR_IN_WORDS}",
         )
         for length, steps in LENGTHS.items()
         for name, method in METHODS.items()
@@ -82,7 +63,7 @@ PARTS = (
         Part(
             f"share of full fine-tuning's gain, {length}, {name}",
             "text",
-            of(gained, method, steps["text"]),
+            of(gained, method, FULL, steps["text"]),
             "%",
             rule=at_least(0.9) if name in JUDGED else None,
             what=f"the share of full fine-tuning's gain that LoRA reaches, {WHERE}",
@@ -97,10 +78,6 @@ PARTS = (
         for name, method in {**METHODS, "full fine-tuning": FULL}.items()
     ),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if bits(runs, world, FULL)]
 
 
 def key(runs: Runs) -> str:
@@ -128,7 +105,7 @@ def draw(runs: Runs, figure: Any) -> None:
         names, values, colors = [], [], []
         for length, steps in LENGTHS.items():
             for name, method in METHODS.items():
-                if off := behind(runs, world, method, steps[world]):
+                if off := behind(runs, world, method, FULL, steps[world]):
                     names.append(f"{name.removeprefix('LoRA on ')}, {length}")
                     values.append(off)
                     colors.append(COLORS.get(name, GREEN if "all" in name else PURPLE))

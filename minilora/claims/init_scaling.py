@@ -11,23 +11,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .adaptation import TASKS, worlds_run
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, finding, label_lines, panels, ticks
 from .measures import each, interval, mean, of
 from .rules import at_least, at_most
-from .sweeps import ALPHA, EXPERIMENT, curves, mean_optimum, optima, sweep
+from .sweeps import EXPERIMENT, best_rates, curves, lora, mean_optimum, optima, sweep
 
 RANKS: tuple[int, ...] = (1, 8, 64)
 LARGE = RANKS[-1]
 FULL: dict[str, Any] = {}
-
-
-def lora(r: int, scaling: str = "alpha/r") -> dict[str, Any]:
-    """LoRA on q and v, as sweeps know it."""
-    return {"r": r, "alpha": ALPHA, "scaling": scaling}
-
-
-ROOT = lora(LARGE, "alpha/sqrt(r)")
+ROOT = lora(LARGE, scaling="alpha/sqrt(r)")
 # log₂ of the rate around which the best is looked for
 STRINGS: Sequence[tuple[dict[str, Any], float]] = (
     (FULL, -8.0), (lora(1), -5.5), (lora(8), -6.0), (lora(LARGE), -6.0), (ROOT, -7.5),
@@ -50,14 +44,9 @@ def configurations(settings: Settings) -> list[Configuration]:
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def best(runs: Runs, world: str, method: dict[str, Any]) -> list[float]:
-    """Of each base, log₂ of the best rate."""
-    return [math.log2(o.best) for o in optima(runs, world, **method)]
-
-
 def moved(runs: Runs, world: str, large: dict[str, Any]) -> list[float]:
     """Of each base, how many doublings the best rate moves from r = 1 to r = 64."""
-    return each(lambda one, many: many - one, best(runs, world, lora(1)), best(runs, world, large))
+    return each(lambda one, many: many - one, best_rates(runs, world, **lora(1)), best_rates(runs, world, **large))
 
 
 def moved_either_way(runs: Runs, world: str) -> list[float]:
@@ -66,7 +55,7 @@ def moved_either_way(runs: Runs, world: str) -> list[float]:
 
 def over_full(runs: Runs, world: str, r: int) -> list[float]:
     """Of each base, LoRA's best rate over full fine-tuning's."""
-    return each(lambda own, full: 2 ** (own - full), best(runs, world, lora(r)), best(runs, world, FULL))
+    return each(lambda own, full: 2 ** (own - full), best_rates(runs, world, **lora(r)), best_rates(runs, world))
 
 
 def stable(runs: Runs, world: str, r: int) -> list[float]:
@@ -85,7 +74,6 @@ def at_an_end(runs: Runs, world: str) -> list[float]:
     return each(lambda *of_base: sum(of_base), *filter(None, ends))
 
 
-WORLDS = ("strings", "text")
 PARTS = (
     *(
         Part(
@@ -95,11 +83,11 @@ PARTS = (
             rule=at_most(1),
             what="the move of the best learning rate from r = 1 to r = 64 with α/r, in doublings either way,",
         )
-        for world in WORLDS
+        for world in TASKS
     ),
     *(
         Part("doublings of the best rate from r = 1 to 64, α/r", world, of(moved, world, lora(LARGE)))
-        for world in WORLDS
+        for world in TASKS
     ),
     Part("doublings of the best rate from r = 1 to 64, α/√r", "strings", of(moved, "strings", ROOT)),
     *(
@@ -110,29 +98,25 @@ PARTS = (
             rule=at_least(2),
             what="LoRA's best rate as a multiple of full fine-tuning's, at each r,",
         )
-        for world in WORLDS
+        for world in TASKS
         for r in RANKS
     ),
-    *(Part("sweeps whose best rate is at an end of the grid", world, of(at_an_end, world)) for world in WORLDS),
+    *(Part("sweeps whose best rate is at an end of the grid", world, of(at_an_end, world)) for world in TASKS),
     *(
         Part(f"largest stable rate over the best, r = {r}", world, of(stable, world, r))
-        for world in WORLDS
+        for world in TASKS
         for r in RANKS
     ),
     *(
         Part(f"doublings within 0.02 bits of the best, r = {r}", world, of(width, world, r))
-        for world in WORLDS
+        for world in TASKS
         for r in RANKS
     ),
 )
 
 
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in WORLDS if best(runs, world, lora(1))]
-
-
 def ranks_run(runs: Runs, world: str) -> list[int]:
-    return [r for r in RANKS if best(runs, world, lora(r))]
+    return [r for r in RANKS if best_rates(runs, world, **lora(r))]
 
 
 def key(runs: Runs) -> str:
@@ -198,7 +182,7 @@ def draw(runs: Runs, figure: Any) -> None:
     ratios = [mean(over_full(runs, w, r)) for w in worlds_run(runs) for r in ranks_run(runs, w)]
     where = "at every r" if still else "depending on r"
     said = f"LoRA wants {min(ratios):.0f} to {max(ratios):.0f} times full fine-tuning's rate, {where}"
-    finding(figure, said, len(best(runs, "strings", FULL)))
+    finding(figure, said, len(best_rates(runs, "strings")))
     label_lines(left, labels)
     label_lines(right, [*ends, (float(RANKS[-1]), 10.0, '"10 times"', GRAY)])
 

@@ -9,20 +9,18 @@ so there it is the distance from full fine-tuning; on text the share, whose 90 %
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .adaptation import EXPERIMENT, adaptation, quality, steps_of
+from .adaptation import EXPERIMENT, TASKS, adaptation, behind, gained, steps_of, worlds_run
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, finding, label_lines, panels
 from .measures import each, mean, of, percent
 from .methods import FULL, LoRA, Method, Subset, Subspace
-from .rules import at_least, at_most
+from .rules import NEAR, NEAR_IN_WORDS, at_least, at_most
 
-TASKS = {"strings": "revupper", "text": "code"}
 SIZES = {"strings": (256, 1024, 4096, 16384), "text": (1024, 4096, 16384)}
 LORAS = {"strings": tuple(LoRA("q,v", r) for r in (1, 4, 16)), "text": tuple(LoRA("q,v", r) for r in (1, 4, 64))}
 ASKED = 4096  # the n of the verdict: below 4 % of the parameters
@@ -44,18 +42,6 @@ def configurations(settings: Settings) -> list[Configuration]:
         for s in settings.bases
         for world, m in asked
     ]
-
-
-def behind(runs: Runs, world: str, method: Method) -> list[float]:
-    """Of each base, how many bits more than full fine-tuning a method loses."""
-    return each(operator.sub, *(quality(runs, world, m, (TASKS[world],), "bits") for m in (method, FULL)))
-
-
-def gained(runs: Runs, method: Method) -> list[float]:
-    """Of each base on text, the share of full fine-tuning's gain in bits that a method reaches."""
-    before = quality(runs, "text", FULL, ("code",), "before")
-    full = quality(runs, "text", FULL, ("code",), "bits")
-    return each(lambda b, f, x: 1 - x / (b - f), before, full, behind(runs, "text", method))
 
 
 def lead(runs: Runs, world: str, kind: str) -> list[float]:
@@ -88,9 +74,9 @@ PARTS = (
             world,
             of(behind, world, method),
             "bits",
-            rule=at_most(0.02) if (world, method) == ("strings", Subspace(ASKED)) else None,
+            rule=at_most(NEAR) if (world, method) == ("strings", Subspace(ASKED)) else None,
             what=f"what training within {ASKED:,} random directions loses more than full fine-tuning, a character "
-            "(0.02 bits: two or three wrong answers in a hundred),",
+            f"{NEAR_IN_WORDS},",
         )
         for world, methods in METHODS.items()
         for name, method in methods.items()
@@ -112,10 +98,6 @@ PARTS = (
         for kind in KINDS
     ),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if behind(runs, world, REFERENCE)]
 
 
 def key(runs: Runs) -> str:

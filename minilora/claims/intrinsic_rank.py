@@ -19,15 +19,14 @@ from ..backend import asarray
 from ..nn import Linear
 from ..texts import BITS
 from ..training import evaluate, evaluate_exact_match
-from .adaptation import adaptation, held_out, learn, steps_of
+from .adaptation import TASKS, adaptation, held_out, learn, steps_of, worlds_run
 from .bases import pretrained
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, band, finding, panels, ticks
 from .measures import each, mean, of, percent
 from .methods import FULL
-from .rules import at_least, at_most
+from .rules import NEAR, NEAR_IN_WORDS, at_least, at_most
 
-TASKS = {"strings": "revupper", "text": "code"}
 CUTS = (0, 1, 2, 4, 8, 16, 32, 64)
 SMALL = 8  # the k that the verdict asks about
 
@@ -114,9 +113,8 @@ PARTS = (
         "strings",
         of(lost, "strings", SMALL),
         "bits",
-        rule=at_most(0.02),
-        what=f"what full fine-tuning loses if every ΔW is cut to rank {SMALL} of 64, a character "
-        "(0.02 bits: two or three wrong answers in a hundred),",
+        rule=at_most(NEAR),
+        what=f"what full fine-tuning loses if every ΔW is cut to rank {SMALL} of 64, a character {NEAR_IN_WORDS},",
     ),
     Part(
         f"gain kept at rank {SMALL}",
@@ -142,10 +140,6 @@ PARTS = (
     *(Part(f"gain kept, cut to rank {k}", world, of(kept, world, k), "%") for world in TASKS for k in CUTS),
     *(Part(f"answers kept, cut to rank {k}", "strings", of(answered, k), "%") for k in CUTS),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if results(runs, world)]
 
 
 def key(runs: Runs) -> str:

@@ -29,15 +29,15 @@ def configurations(settings: Settings) -> list[Configuration]:
 def run(configuration: Configuration) -> Result:
     """How far ΔW is from the first run's, of its largest entry: of each pair, and with one multiple left out."""
     result: Result = {}
-    for kind in ("adam", "sgd"):
-        wanted = trained_delta(kind)
+    first = {kind: trained_delta(kind) for kind in ("adam", "sgd")}
+    for kind, wanted in first.items():
         for name in configuration["pairs"]:
             result[f"{kind}, {name}"] = relative(trained_delta(kind, **multiples(kind, *PAIRS[name])), wanted)
         whole = multiples(kind, *PAIRS[BROKEN])
         for forgotten in whole:
             times = {**whole, forgotten: 1.0}
             result[f"{kind}, without {forgotten}"] = relative(trained_delta(kind, **times), wanted)
-    result["sgd, Adam's rates"] = relative(trained_delta("sgd", **_rates_of_adam()), trained_delta("sgd"))
+    result["sgd, Adam's rates"] = relative(trained_delta("sgd", **_rates_of_adam()), first["sgd"])
     return result
 
 

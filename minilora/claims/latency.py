@@ -28,8 +28,7 @@ from .products import counted
 from .rules import always_equal, median_at_least, median_at_most
 from .stopwatch import repeats_for, seconds_of
 
-# batch x time, the paper's divided by 4 -> the paper's AdapterL and AdapterH, % over LoRA
-SHAPES: dict[tuple[int, int], tuple[float, float]] = {(8, 128): (2.2, 3.0), (4, 64): (5.0, 8.4), (1, 32): (20.7, 30.3)}
+SHAPES = ((8, 128), (4, 64), (1, 32))  # batch x time, the paper's divided by 4
 MERGED, HOULSBY = "LoRA merged", "adapters (Houlsby)"
 VARIANTS = (MERGED, "LoRA unmerged", "adapters (Lin)", HOULSBY, "prefix of 8")
 SIZES: dict[str, Any] = {"d_model": 128, "n_layers": 4, "n_heads": 4}
@@ -41,7 +40,7 @@ REFERENCE = LoRA("q,v", 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:
-    shapes = list(SHAPES)[1:] if settings.quick else list(SHAPES)
+    shapes = SHAPES[1:] if settings.quick else SHAPES
     seconds = SECONDS / 10 if settings.quick else SECONDS
     timed = [{"batch": B, "time": T, "seconds": seconds} for B, T in shapes]
     if settings.quick:
@@ -98,11 +97,9 @@ def _time(models: dict[str, Module], ids: np.ndarray, seconds: float) -> dict[st
     rng, start = np.random.default_rng(0), time.perf_counter()
     with no_grad():
         repeats = repeats_for(lambda: models["base"].eval()(ids), 0.004)  # 4 ms or more are well timed
-        number = 0
-        while number < FEWEST or (time.perf_counter() < start + seconds and not _narrow(times)):
+        while len(times["base"]) < FEWEST or (time.perf_counter() < start + seconds and not _narrow(times)):
             for name in rng.permutation(list(models)).tolist():  # each leaves a trace in the next one's time
                 times[name].append(1e3 * seconds_of(partial(models[name].eval(), ids), repeats))
-            number += 1
     return times
 
 
@@ -141,13 +138,12 @@ def more(runs: Runs, variant: str, what: str) -> list[float]:
 def at_end(runs: Runs, method: Method) -> list[float]:
     """Of each base, bits on the last 16 characters of its windows of code."""
     extra: dict[str, Any] = {"shortened": list(PREFIXES)} if method == REFERENCE else {}
-    return quality(runs, "text", method, ("code",), "bits_at_end", **extra)
+    return quality(runs, "text", method, "bits_at_end", **extra)
 
 
 def less_read(runs: Runs, P: int) -> list[float]:
     """Of each base, how many bits LoRA's model loses there if it reads P characters less."""
-    found = [r["bits_at_end_shortened"][PREFIXES.index(P)] - r["bits_at_end"] for c, r in runs if "shortened" in c]
-    return found
+    return [r["bits_at_end_shortened"][PREFIXES.index(P)] - r["bits_at_end"] for c, r in runs if "shortened" in c]
 
 
 def hard_to_train(runs: Runs, P: int) -> list[float]:
@@ -242,9 +238,8 @@ def draw(runs: Runs, figure: Any) -> None:
         right.set_xticks(PREFIXES, [str(P) for P in PREFIXES])
     worst = max(abs(quartiles_of(ratios(runs, *shape, MERGED))[1] - 1) for shape in shapes)
     slowest = max(quartiles_of(ratios(runs, *shape, HOULSBY))[1] - 1 for shape in shapes)
-    finding(
-        figure, f"Merged, LoRA is within {100 * worst:.1f} % of the base; adapters cost up to {100 * slowest:.0f} %", 1
-    )
+    said = f"Merged, LoRA is within {100 * worst:.1f} % of the base; adapters cost up to {100 * slowest:.0f} %"
+    finding(figure, said)
     for right in others:
         label_lines(right, ends, 22)
 

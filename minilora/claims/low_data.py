@@ -94,7 +94,7 @@ def saved(runs: Runs, which: str) -> list[float]:
 
 def answered(runs: Runs, method: Method, n: int) -> list[float]:
     """Of each base on strings."""
-    return quality(runs, "strings", method, (TASK,), "accuracy", examples=n)
+    return quality(runs, "strings", method, "accuracy", examples=n)
 
 
 def lead(runs: Runs, n: int) -> list[float]:

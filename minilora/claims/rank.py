@@ -9,27 +9,26 @@ d = 64 is d/16: at GPT-3's width that part would be 768.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_numpy
 from ..optim import SGD
-from .adaptation import LENGTHS, LONG, STEPS, adaptation, quality, steps_of
+from .adaptation import LENGTHS, LONG, STEPS, TASKS, adaptation, behind, bits, gained, quality, steps_of, worlds_run
 from .claim import HOLDS, Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, band, finding, label_lines, panels, ticks
 from .measures import each, mean, of, percent, select
 from .methods import FULL, LoRA, Method
 from .planted import fit, planted
-from .rules import always_within, at_least, at_most
+from .rules import NEAR, NEAR_IN_WORDS, always_within, at_least, at_most
 
 D, SPECTRUM = 32, (4.0, 3.0, 2.0, 1.0)  # the planted problem
 PLANTED_RANKS: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 16, 32)
-TASKS = {"strings": "revupper", "text": "code"}
 RANKS: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
 SMALL, LARGE = 4, 64
-OVER_STEPS = {"r = 1": LoRA("q,v", 1), "r = 4": LoRA("q,v", SMALL), "r = 64": LoRA("q,v", LARGE), "full": FULL}
+ONE, FEW, MANY = (LoRA("q,v", r) for r in (1, SMALL, LARGE))
+OVER_STEPS = {"r = 1": ONE, "r = 4": FEW, "r = 64": MANY, "full": FULL}
 SHORT, LONGEST = 100, 3000  # steps; the longest for r = 1 and full fine-tuning on strings, on the first three bases
 ALONE: tuple[int, ...] = (1, 8, 64)  # ranks of W_q alone, which in Table 6 wants more than q and v
 
@@ -38,7 +37,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     planted_ranks = (1, 2, 4, 16) if settings.quick else PLANTED_RANKS
     seeds = [{"world": "planted", "seed": s, "r": r} for s in settings.bases for r in planted_ranks]
     if settings.quick:
-        methods, steps = (LoRA("q,v", 1), LoRA("q,v", SMALL), LoRA("q,v", LARGE), FULL), steps_of("strings", settings)
+        methods, steps = OVER_STEPS.values(), steps_of("strings", settings)
         return [
             *seeds,
             *(adaptation("strings", s, "revupper", m, steps=steps) for s in settings.bases for m in methods),
@@ -52,7 +51,7 @@ def configurations(settings: Settings) -> list[Configuration]:
     ]
     if settings.long:
         asked += [(world, m, LONG[world]) for world in TASKS for m in OVER_STEPS.values()]
-    longest = [("strings", m, LONGEST) for m in (LoRA("q,v", 1), FULL)] if settings.long else []
+    longest = [("strings", m, LONGEST) for m in (ONE, FULL)] if settings.long else []
     return [
         *seeds,
         *(adaptation(w, s, TASKS[w], m, steps=steps) for s in settings.bases for w, m, steps in asked),
@@ -74,27 +73,10 @@ def run(configuration: Configuration) -> Result:
 # ---- what it came to ---------------------------------------------------------------------------------
 
 
-def bits(runs: Runs, world: str, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base."""
-    return quality(runs, world, method, (TASKS[world],), "bits", steps)
-
-
 def answered_of_full(runs: Runs, method: Method) -> list[float]:
     """Of each base, the share of full fine-tuning's answers, which Table 6 has too."""
-    own, full = (quality(runs, "strings", m, (TASKS["strings"],), "accuracy") for m in (method, FULL))
+    own, full = (quality(runs, "strings", m, "accuracy") for m in (method, FULL))
     return each(lambda a, b: a / b if b else 0.0, own, full)
-
-
-def behind(runs: Runs, world: str, r: int, steps: int | None = None) -> list[float]:
-    """Of each base, how many bits more r loses than the large rank."""
-    return each(operator.sub, *(bits(runs, world, LoRA("q,v", rank), steps) for rank in (r, LARGE)))
-
-
-def gain_reached(runs: Runs, r: int, steps: int | None = None) -> list[float]:
-    """Of each base on text, the share of the large rank's gain that r reaches."""
-    before = quality(runs, "text", LoRA("q,v", r), ("code",), "before", steps)
-    small, large = (bits(runs, "text", LoRA("q,v", rank), steps) for rank in (r, LARGE))
-    return each(lambda b, x, least: (b - x) / (b - least), before, small, large)
 
 
 def off_floor(runs: Runs, of_start: bool) -> list[float]:
@@ -133,11 +115,11 @@ PARTS = (
         Part(
             f"r = {SMALL} behind r = {LARGE}, {length}",
             "strings",
-            of(behind, "strings", SMALL, steps["strings"]),
+            of(behind, "strings", FEW, MANY, steps["strings"]),
             "bits",
-            rule=at_most(0.02),
+            rule=at_most(NEAR),
             what=f"what r = {SMALL} loses a character more than r = {LARGE}, after a short and a long training "
-            "(0.02 bits: two or three wrong answers in a hundred),",
+            f"{NEAR_IN_WORDS},",
         )
         for length, steps in LENGTHS.items()
     ),
@@ -145,7 +127,7 @@ PARTS = (
         Part(
             f"gain of r = {LARGE} that r = {SMALL} reaches, {length}",
             "text",
-            of(gain_reached, SMALL, steps["text"]),
+            of(gained, FEW, MANY, steps["text"]),
             "%",
             rule=at_least(0.9),
             what=f"the share of r = {LARGE}'s gain in bits that r = {SMALL} reaches, after a short and a long one,",
@@ -153,7 +135,7 @@ PARTS = (
         for length, steps in LENGTHS.items()
     ),
     *(
-        Part(f"r = 1 behind r = {LARGE}, {length}", world, of(behind, world, 1, steps[world]), "bits")
+        Part(f"r = 1 behind r = {LARGE}, {length}", world, of(behind, world, ONE, MANY, steps[world]), "bits")
         for world in TASKS
         for length, steps in LENGTHS.items()
     ),
@@ -175,8 +157,8 @@ PARTS = (
 
 
 def key(runs: Runs) -> str:
-    said = f"r = {SMALL} {mean(behind(runs, 'strings', SMALL)):+.3f} bits"
-    return said + (f"; text gains {percent(reached)} %" if (reached := gain_reached(runs, SMALL)) else "")
+    said = f"r = {SMALL} {mean(behind(runs, 'strings', FEW, MANY)):+.3f} bits"
+    return said + (f"; text gains {percent(reached)} %" if (reached := gained(runs, FEW, MANY)) else "")
 
 
 def measured(runs: Runs) -> str:
@@ -195,7 +177,7 @@ def lengths(runs: Runs, world: str) -> list[int]:
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    worlds = [world for world in TASKS if lengths(runs, world)]
+    worlds = worlds_run(runs)
     axes = panels(figure, len(worlds), 3.7)
     ends = []
     for ax, world in zip(axes, worlds, strict=True):
@@ -217,11 +199,11 @@ def draw(runs: Runs, figure: Any) -> None:
         ticks(ax, lengths(runs, world))
         ax.set_xlim(lengths(runs, world)[0] * 0.85, lengths(runs, world)[-1] * 2.4)
         ends.append((ax, labels))
-    reached = mean(behind(runs, "strings", SMALL))
+    reached = mean(behind(runs, "strings", FEW, MANY))
     said = f"On strings r = {SMALL} is {abs(reached):.3f} bits {'behind' if reached > 0 else 'ahead of'} r = {LARGE}"
-    if share := gain_reached(runs, SMALL):
+    if share := gained(runs, FEW, MANY):
         said += f"; on text it has {percent(share)} % of its gain"
-    finding(figure, said, len(behind(runs, "strings", SMALL)))
+    finding(figure, said, len(bits(runs, "strings", FEW)))
     for ax, labels in ends:
         label_lines(ax, labels)
 

@@ -9,17 +9,15 @@ Every method has its own learning rate for each length of training: short is 300
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-from .adaptation import EXPERIMENT, LENGTHS, LONG, STEPS, adaptation, quality, steps_of
+from .adaptation import EXPERIMENT, LENGTHS, LONG, STEPS, TASKS, adaptation, behind, bits, quality, steps_of, worlds_run
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, dots, finding, panels
-from .measures import each, mean, of
+from .measures import mean, of
 from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt
 from .rules import at_least
 
-TASKS = {"strings": "revupper", "text": "code"}
 LORA = LoRA("q,v", 4)
 RIVALS = {
     "BitFit": BITFIT,
@@ -29,6 +27,7 @@ RIVALS = {
     "adapters (Lin)": Adapter("l", 6),
 }
 OTHERS = {"LoRA on q, v": LORA, "LoRA on all six": LoRA("all", 1), "last block": LAST_BLOCK, "full fine-tuning": FULL}
+METHODS = {**OTHERS, **RIVALS}
 LONGER = ("LoRA on q, v", "LoRA on all six", "full fine-tuning", "BitFit", "prefix of 8", "adapters (Houlsby)")
 COLORS = {"LoRA on q, v": BLUE, "LoRA on all six": BLUE, "last block": ORANGE, "full fine-tuning": GRAY}
 
@@ -42,29 +41,19 @@ def configurations(settings: Settings) -> list[Configuration]:
         for world, task in TASKS.items()
         for steps in (STEPS[world], *((LONG[world],) if settings.long else ()))
         for s in settings.bases
-        for name, method in {**OTHERS, **RIVALS}.items()
+        for name, method in METHODS.items()
         if steps == STEPS[world] or name in LONGER
     ]
 
 
-def bits(runs: Runs, world: str, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base."""
-    return quality(runs, world, method, (TASKS[world],), "bits", steps)
-
-
-def answered(runs: Runs, method: Method, steps: int | None = None) -> list[float]:
-    """Of each base on strings."""
-    return quality(runs, "strings", method, (TASKS["strings"],), "accuracy", steps)
-
-
 def lead(runs: Runs, world: str, rival: Method, steps: int | None = None) -> list[float]:
     """Of each base, how many bits LoRA on q and v loses less than a rival."""
-    return each(operator.sub, bits(runs, world, rival, steps), bits(runs, world, LORA, steps))
+    return behind(runs, world, rival, LORA, steps)
 
 
 def trained(runs: Runs, method: Method) -> list[float]:
     """How many numbers a method trains, the same on every base."""
-    return quality(runs, "strings", method, (TASKS["strings"],), "trainable")[:1]
+    return quality(runs, "strings", method, "trainable")[:1]
 
 
 PARTS = (
@@ -86,19 +75,15 @@ PARTS = (
         Part(f"loss, {length}, {name}", world, of(bits, world, method, steps[world]), "bits")
         for world in TASKS
         for length, steps in LENGTHS.items()
-        for name, method in {**OTHERS, **RIVALS}.items()
+        for name, method in METHODS.items()
     ),
     *(
-        Part(f"answered, {length}, {name}", "strings", of(answered, method, steps["strings"]), "%")
+        Part(f"answered, {length}, {name}", "strings", of(quality, "strings", m, "accuracy", steps["strings"]), "%")
         for length, steps in LENGTHS.items()
-        for name, method in {**OTHERS, **RIVALS}.items()
+        for name, m in METHODS.items()
     ),
-    *(Part(f"trained numbers, {name}", "exact", of(trained, method)) for name, method in {**OTHERS, **RIVALS}.items()),
+    *(Part(f"trained numbers, {name}", "exact", of(trained, method)) for name, method in METHODS.items()),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if bits(runs, world, LORA)]
 
 
 def closest(runs: Runs, world: str) -> tuple[float, str]:
@@ -116,7 +101,7 @@ def measured(runs: Runs) -> str:
     said = []
     for world in worlds_run(runs):
         for length, steps in LENGTHS.items():
-            losses = {name: bits(runs, world, m, steps[world]) for name, m in {**OTHERS, **RIVALS}.items()}
+            losses = {name: bits(runs, world, m, steps[world]) for name, m in METHODS.items()}
             order = sorted((mean(values), name) for name, values in losses.items() if values)
             if order:
                 said.append(f"{world}, {length} (bits): {', '.join(f'{name} {loss:.3f}' for loss, name in order)}")
@@ -127,7 +112,7 @@ def draw(runs: Runs, figure: Any) -> None:
     worlds = worlds_run(runs)
     axes = panels(figure, len(worlds), 4.2)
     for ax, world in zip(axes, worlds, strict=True):
-        methods = {name: m for name, m in {**OTHERS, **RIVALS}.items() if bits(runs, world, m)}
+        methods = {name: m for name, m in METHODS.items() if bits(runs, world, m)}
         values = [bits(runs, world, method) for method in methods.values()]
         dots(ax, list(methods), values, [COLORS.get(name, GREEN) for name in methods])
         longer = [bits(runs, world, method, LONG[world]) for method in methods.values()]

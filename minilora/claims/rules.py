@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from .claim import FAILS, HOLDS, NOISE, UNDECIDED, Rule
 from .measures import T95, T995, margin, mean, median_interval
 
+NEAR = 0.02  # bits on strings
+NEAR_IN_WORDS = f"({NEAR} bits: two or three wrong answers in a hundred)"
 _SURELY = "by the 90 % interval of the mean over bases"
 
 

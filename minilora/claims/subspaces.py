@@ -15,7 +15,7 @@ import numpy as np
 from ..analysis import input_directions, random_similarity, subspace_similarity
 from ..lora import lora_layers
 from ..optim import Adam, linear_schedule
-from .adaptation import adaptation, learn, steps_of
+from .adaptation import TASKS, adaptation, learn, steps_of, worlds_run
 from .bases import seeds
 from .claim import Claim, Configuration, Experiment, Part, Result, Runs, Settings
 from .figures import BLUE, GRAY, ORANGE, band, finding, label_lines, panels, ticks
@@ -27,7 +27,6 @@ from .rules import at_least, at_most
 D, SPECTRUM = 64, (8.0, 4.0, 2.0, 1.0)
 SMALL, LARGE = 8, 32  # never the full rank of 64, whose directions are everything
 INIT_STD = 0.01  # a small A₀, which would otherwise fill ΔW's directions with noise
-TASKS = {"strings": "revupper", "text": "code"}
 SHOWN = ("blocks.1.attn.q_proj", "blocks.1.attn.v_proj")  # the last layer, as the paper's 48th
 PAIRS = {"ranks": f"r = {SMALL} against {LARGE}", "seeds": f"two A₀ of r = {LARGE}"}
 WELL_ABOVE = 0.25  # sixteen times the random floor, half of what the paper saw
@@ -164,10 +163,6 @@ PARTS = (
     *(Part(f"φ({i},{i}) of ΔW, {PAIRS['seeds']}", w, of(phi, w, "seeds", i)) for w in TASKS for i in (1, 4)),
     *(Part(f"φ(4,4) of ΔW, {PAIRS['ranks']}", world, of(phi, world, "ranks", 4)) for world in TASKS),
 )
-
-
-def worlds_run(runs: Runs) -> list[str]:
-    return [world for world in TASKS if tables(runs, world, "ranks")]
 
 
 def key(runs: Runs) -> str:

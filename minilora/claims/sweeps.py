@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
-from ..bases import string_sampler
 from ..lora import LoRAConfig, add_lora
 from ..optim import Adam, linear_schedule
 from ..texts import BITS
 from ..training import DivergedError, evaluate
-from .adaptation import held_out
-from .bases import adapt, pretrained, seeds, text_sampler
+from .adaptation import TASKS, WORST, held_out, sampler
+from .bases import adapt, pretrained, seeds
 from .claim import Configuration, Experiment, Result, Runs
-from .measures import select
+from .measures import mean, select
 from .optimum import Optimum, optimum
 
 NAME = "sweep"
 STEPS = 150
 ALPHA = 8.0
-TASKS = {"strings": "revupper", "text": "code"}
 _STEPS_OF_ROOT_2 = range(-3, 4)
-_BATCH = {"strings": 32, "text": 8}
+
+
+def lora(r: int, alpha: float = ALPHA, scaling: str = "alpha/r") -> dict[str, Any]:
+    """LoRA on q and v."""
+    return {"r": r, "alpha": alpha, "scaling": scaling}
 
 
 def sweep(world: str, base: int, center: float, quick: bool = False, **method: Any) -> list[Configuration]:
     """The runs of one curve: seven rates in steps of √2 around 2^center, or three in steps of 4 for a quick look.
 
-    method: r, alpha and scaling of LoRA on q and v; none of them for full fine-tuning.
+    method: that of `lora`; nothing for full fine-tuning.
     """
     exponents = [center - 2, center, center + 2] if quick else [center + k / 2 for k in _STEPS_OF_ROOT_2]
     return [
@@ -51,13 +53,12 @@ def run(configuration: Configuration) -> Result:
     if "r" in configuration:
         config = LoRAConfig(configuration["r"], configuration["alpha"], scaling=configuration["scaling"])
         parameters = add_lora(model, config, seed=configuration["adapter_seed"])
-    B = _BATCH[world]
-    sample = string_sampler((task,), B) if world == "strings" else text_sampler(task, B)
+    optimizer, sample = Adam(parameters, lr), sampler(world, task)
     try:
-        adapt(model, Adam(parameters, lr), sample, steps, configuration["data_seed"], linear_schedule(steps))
+        adapt(model, optimizer, sample, steps, configuration["data_seed"], linear_schedule(steps))
     except DivergedError:
-        return {"bits": 10.0}
-    return {"bits": min(BITS * evaluate(model, held_out(world, task)[:4]), 10.0)}
+        return {"bits": WORST}
+    return {"bits": min(BITS * evaluate(model, held_out(world, task)[:4]), WORST)}
 
 
 EXPERIMENT = Experiment(run)
@@ -79,11 +80,12 @@ def optima(runs: Runs, world: str, **method: Any) -> list[Optimum]:
     return [optimum(rates, of_base) for of_base in losses]
 
 
+def best_rates(runs: Runs, world: str, **method: Any) -> list[float]:
+    """Of each base, log₂ of its best rate."""
+    return [math.log2(o.best) for o in optima(runs, world, **method)]
+
+
 def mean_optimum(runs: Runs, world: str, **method: Any) -> Optimum | None:
     """Of the mean curve over bases; None where it was not run."""
     rates, losses = curves(runs, world, **method)
-    return optimum(rates, _mean(losses)) if losses else None
-
-
-def _mean(losses: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(column) / len(column) for column in zip(*losses, strict=True)]
+    return optimum(rates, [mean(column) for column in zip(*losses, strict=True)]) if losses else None

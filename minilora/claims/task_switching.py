@@ -39,7 +39,6 @@ TASKS = ("revupper", "pairs")
 R, STEPS = 8, 150
 COUNTS = (1, 10, 100)
 SWITCHES = (1, 10, 100, 1000)
-PAPER = {"base": 350e9, "adapter": 35e6}  # bytes, GPT-3 in float16 (footnote 4)
 
 
 def configurations(settings: Settings) -> list[Configuration]:

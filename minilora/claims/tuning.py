@@ -16,14 +16,13 @@ from typing import Any
 
 from .. import __version__
 from ..interop.files import write_text
-from .adaptation import LONG, RATES_FILE, STEPS, adaptation, setting
+from .adaptation import LONG, RATES_FILE, STEPS, TASKS, adaptation, setting
 from .claim import Configuration, Result
-from .measures import log_odds
+from .measures import log_odds, mean
 from .methods import BITFIT, FULL, LAST_BLOCK, Adapter, LoRA, Method, Prefix, Prompt, Subset, Subspace
 from .optimum import PLATEAU
 
 BASES, EVALUATION_SEED = (100, 101), 2**30
-TASKS = {"strings": "revupper", "text": "code"}
 FEWEST, MOST = 2.0**-14, 2.0**2  # no search goes beyond these rates
 # Where the search of a kind of method starts.
 _STARTS = {"full": 2**-8, "last-block": 2**-7, "bitfit": 2**-4, "prompt": 2**-5, "prefix": 2**-2, "subset": 2**-6}
@@ -106,7 +105,7 @@ def curves(runs: Runs) -> dict[tuple[str, str], Curve]:
         of = (setting(c["base"][0], c["steps"], c.get("examples")), c["method"])
         loss = -log_odds(result["accuracy"]) if "examples" in c else result["bits"]
         losses.setdefault(of, {}).setdefault(c["lr"], []).append(loss)
-    return {of: {lr: sum(bits) / len(bits) for lr, bits in tried.items()} for of, tried in losses.items()}
+    return {of: {lr: mean(bits) for lr, bits in tried.items()} for of, tried in losses.items()}
 
 
 def rates_file() -> Path:

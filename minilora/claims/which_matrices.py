@@ -8,21 +8,21 @@ would adapt it first.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
-from .adaptation import EXPERIMENT, adaptation, quality, steps_of
+from .adaptation import EXPERIMENT, TASKS, adaptation, behind, bits, quality, steps_of, worlds_run
 from .claim import Claim, Configuration, Part, Runs, Settings
 from .figures import BLUE, GRAY, GREEN, ORANGE, PURPLE, dots, finding, panels
 from .measures import each, mean, of
 from .methods import FULL, LoRA
 from .rules import at_least
 
+Q_V = LoRA("q,v", 4)
 CHOICES = {  # what is adapted -> method
     **{one: LoRA(one, 8) for one in "qkvo"},
     "q, k": LoRA("q,k", 4),
     "v, o": LoRA("v,o", 4),
-    "q, v": LoRA("q,v", 4),
+    "q, v": Q_V,
     "q, o": LoRA("q,o", 4),
     "k, v": LoRA("k,v", 4),
     "k, o": LoRA("k,o", 4),
@@ -32,7 +32,6 @@ CHOICES = {  # what is adapted -> method
 }
 ALONE = ("q", "k", "v", "o")
 ONE_KIND, MIXED = ("q, k", "v, o"), ("q, v", "q, o", "k, v", "k, o")
-TASKS = {"strings": "revupper", "text": "code"}
 COLORS = {**dict.fromkeys(ALONE, GRAY), **dict.fromkeys(ONE_KIND, ORANGE), **dict.fromkeys(MIXED, BLUE)}
 
 
@@ -49,32 +48,21 @@ def configurations(settings: Settings) -> list[Configuration]:
     ]
 
 
-def bits(runs: Runs, world: str, choice: str) -> list[float]:
-    """Of each base."""
-    return quality(runs, world, CHOICES[choice], (TASKS[world],), "bits")
-
-
 def lead(runs: Runs, world: str, choice: str) -> list[float]:
     """Of each base, how many bits q, v lose less than a choice."""
-    return each(operator.sub, bits(runs, world, choice), bits(runs, world, "q, v"))
-
-
-def answered(runs: Runs, choice: str) -> list[float]:
-    """Of each base on strings."""
-    return quality(runs, "strings", CHOICES[choice], (TASKS["strings"],), "accuracy")
+    return behind(runs, world, CHOICES[choice], Q_V)
 
 
 def mixed_lead(runs: Runs, world: str) -> list[float]:
     """Of each base, how many bits the four mixed pairs lose less in the mean than the two of one kind."""
-    of_kind = [bits(runs, world, pair) for pair in ONE_KIND]
-    mixed = [bits(runs, world, pair) for pair in MIXED]
+    of_kind = [bits(runs, world, CHOICES[pair]) for pair in ONE_KIND]
+    mixed = [bits(runs, world, CHOICES[pair]) for pair in MIXED]
     return each(lambda *losses: mean(losses[:2]) - mean(losses[2:]), *of_kind, *mixed)
 
 
-WORLDS = ("strings", "text")
 PARTS = (
-    *(Part(f"loss, {choice}", world, of(bits, world, choice), "bits") for world in WORLDS for choice in CHOICES),
-    *(Part(f"answered, {choice}", "strings", of(answered, choice), "%") for choice in CHOICES),
+    *(Part(f"loss, {name}", world, of(bits, world, m), "bits") for world in TASKS for name, m in CHOICES.items()),
+    *(Part(f"answered, {name}", "strings", of(quality, "strings", m, "accuracy"), "%") for name, m in CHOICES.items()),
     *(
         Part(
             f"lead of q, v over {choice}",
@@ -84,7 +72,7 @@ PARTS = (
             rule=at_least(0) if choice in ALONE else None,
             what="the lead in loss of q, v (r = 4) over each of q, k, v and o alone (r = 8)",
         )
-        for world in WORLDS
+        for world in TASKS
         for choice in CHOICES
         if choice != "q, v"
     ),
@@ -97,24 +85,26 @@ PARTS = (
             rule=at_least(0),
             what="the lead of one of {q, k} with one of {v, o} over q, k and over v, o, in the mean of pairs,",
         )
-        for world in WORLDS
+        for world in TASKS
     ),
 )
 
 
-def run_in(runs: Runs, world: str) -> list[str]:
-    return [choice for choice in CHOICES if bits(runs, world, choice)]
+def losses(runs: Runs, world: str) -> dict[str, list[float]]:
+    """Of each choice that was run, the bits of each base."""
+    return {choice: found for choice, method in CHOICES.items() if (found := bits(runs, world, method))}
 
 
 def best(runs: Runs, world: str) -> str:
     """The choice with the lowest mean loss."""
-    return min(run_in(runs, world), key=lambda choice: mean(bits(runs, world, choice)))
+    found = losses(runs, world)
+    return min(found, key=lambda choice: mean(found[choice]))
 
 
 def key(runs: Runs) -> str:
     closest = min((mean(lead(runs, "strings", c)), c) for c in ALONE if lead(runs, "strings", c))
     said = f"q,v {closest[0]:+.2f} bits ({closest[1]})"
-    if run_in(runs, "text"):
+    if losses(runs, "text"):
         off = min((mean(lead(runs, "text", c)), c) for c in ALONE)
         said += f"; text {off[0]:+.3f} ({off[1]})"
     return said
@@ -122,30 +112,29 @@ def key(runs: Runs) -> str:
 
 def measured(runs: Runs) -> str:
     said = []
-    for world in WORLDS:
-        if chosen := run_in(runs, world):
-            digits = 2 if world == "strings" else 3
-            order = sorted(chosen, key=lambda choice: mean(bits(runs, world, choice)))
-            said.append(f"{world} (bits): " + ", ".join(f"{c} {mean(bits(runs, world, c)):.{digits}f}" for c in order))
+    for world in worlds_run(runs):
+        digits = 2 if world == "strings" else 3
+        order = sorted(losses(runs, world).items(), key=lambda of_choice: mean(of_choice[1]))
+        said.append(f"{world} (bits): " + ", ".join(f"{choice} {mean(b):.{digits}f}" for choice, b in order))
     return "; ".join(said)
 
 
 def draw(runs: Runs, figure: Any) -> None:
-    worlds = [world for world in WORLDS if run_in(runs, world)]
+    worlds = worlds_run(runs)
     axes = panels(figure, len(worlds), 4.6)
     for ax, world in zip(axes, worlds, strict=True):
-        choices = run_in(runs, world)
-        colors = [COLORS.get(choice, GREEN if choice.startswith("MLP") else PURPLE) for choice in choices]
-        dots(ax, choices, [bits(runs, world, choice) for choice in choices], colors)
-        full = mean(quality(runs, world, FULL, (TASKS[world],), "bits"))
+        found = losses(runs, world)
+        colors = [COLORS.get(choice, GREEN if choice.startswith("MLP") else PURPLE) for choice in found]
+        dots(ax, list(found), list(found.values()), colors)
+        full = mean(bits(runs, world, FULL))
         ax.axvline(full, color=GRAY, linestyle=":", linewidth=1.2)
         ax.annotate("full", (full, -0.55), xytext=(4, 2), textcoords="offset points", color=GRAY, fontsize=9)
         ax.set(title=world, xlabel="bits/character, lower is better")
-    finding(figure, _said(runs), len(bits(runs, "strings", "q, v")))
+    finding(figure, _said(runs), len(bits(runs, "strings", Q_V)))
 
 
 def _said(runs: Runs) -> str:
-    leads = {world: mean(mixed_lead(runs, world)) for world in WORLDS if mixed_lead(runs, world)}
+    leads = {world: mean(mixed_lead(runs, world)) for world in TASKS if mixed_lead(runs, world)}
     if not leads:
         return f"Best on strings: {best(runs, 'strings')}"
     names = ", ".join(f"{best(runs, world)} on {world}" for world in leads)

@@ -65,9 +65,8 @@ def test_rank_compares_a_small_r_with_a_large_one_in_each_world():
     assert outcome(planted_loss=1e-6).verdicts["exact"] == FAILS
     assert outcome(small=(0.002, 0.010, 0.018)).verdicts["strings"] == NOISE  # 0.01 below; 0.0092 and 0.0135
     runs = made_up(rank.CLAIM, rank_result())
-    assert rank.gain_reached(runs, 4) == pytest.approx([0.95] * 3) and rank.behind(runs, "strings", 4) == pytest.approx(
-        [0.005] * 3
-    )
+    assert rank.gained(runs, rank.FEW, rank.MANY) == pytest.approx([0.95] * 3)
+    assert rank.behind(runs, "strings", rank.FEW, rank.MANY) == pytest.approx([0.005] * 3)
     check_numbers(outcome())
     loose = rank.CLAIM.conclude(shaken(runs, rng(0)))
     assert_the_sentence_is_in_the_numbers(loose, {"1", "4", "64", "300", "400", "1,000", "1,200"})
