@@ -142,7 +142,7 @@ def train_with_bar(
 
 def settings_of(options: TrainingOptions) -> dict[str, Any]:
     """The options that decide what training computes; but no file names, since what the files hold decides."""
-    left_out = ("out", "resume", "backend", "text", "replace", "base", "gpt2", "adapter")
+    left_out = ("out", "resume", "backend", "text", "replace", "base", "gpt2", "llm", "adapter")
     return {k: v if isinstance(v, (int, float)) else str(v) for k, v in vars(options).items() if k not in left_out}
 
 

