@@ -19,7 +19,7 @@ from . import functional as F
 from .autograd import Tensor, no_grad
 from .backend import asarray, xp
 from .fast.scatter import Scatter
-from .gpt import GPT, Attention, Past
+from .gpt import GPT, Attention, Block, Past
 from .nn import LayerNorm, Linear, Module, Parameter
 from .optim import Adam
 
@@ -89,8 +89,9 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
     """Give every block P = `length` trained keys and values (Li & Liang 2021): 2·L·P·D parameters.
 
     They start as those of random tokens, which the authors found far better than random numbers. A text may then be
-    at most `context_length` - P long. Raises `ValueError` for a longer one, or a P that leaves none.
+    at most `context_length` - P long. Raises `ValueError` for a longer one, a P that leaves none, or a Llama.
     """
+    _check_gpt(model, "A prefix")
     _check_length(model, length)
     _freeze(model)
     model.reads -= length
@@ -106,6 +107,11 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
             setattr(block, "attn", prefixed)  # noqa: B010 - a module in place of another kind
             added += [prefixed.prefix_k, prefixed.prefix_v]
     return added
+
+
+def _check_gpt(model: GPT, what: str) -> None:
+    if type(model.blocks[0]) is not Block:
+        raise ValueError(f"{what} needs a GPT's blocks; a {type(model).__name__} has others: use LoRA or a prompt.")
 
 
 def _check_length(model: GPT, length: int) -> None:
@@ -151,8 +157,9 @@ def add_adapters(model: GPT, m: int, style: str = "houlsby", seed: int = 0) -> l
 
     style: "houlsby", after attention and after the MLP, before the residual is added (Houlsby et al. 2019, the
     paper's AdapterH); "lin", after the MLP alone, with a LayerNorm of 2·D more (Lin et al. 2020, AdapterL).
-    Raises `ValueError` for another style or a width below 1.
+    Raises `ValueError` for another style, a width below 1, or a Llama.
     """
+    _check_gpt(model, "An adapter")
     if style not in ("houlsby", "lin"):
         raise ValueError(f'The style of adapters is "houlsby" or "lin", not {style!r}.')
     if m < 1:

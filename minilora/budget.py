@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .fast.attention import QUERIES
-from .gpt import GPT
+from .gpt import GPT, GPTConfig
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = (*ATTENTION, "fc_in", "fc_out")
@@ -69,8 +69,10 @@ def preset(name: str) -> ModelShape:
 
 
 def shape_of(model: GPT) -> ModelShape:
-    """The shape of a GPT of minilora, adapted or not."""
+    """The shape of a GPT of minilora, adapted or not. Raises `ValueError` for a Llama."""
     config = model.config
+    if not isinstance(config, GPTConfig):
+        raise ValueError(f"The budget counts a GPT's blocks; this is a {type(model).__name__}.")
     return ModelShape(
         name="model",
         d_model=config.d_model,

@@ -10,7 +10,7 @@ import difflib
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,11 @@ class Holder:
         self._readers = Readers()
         self._requires_grad = False
         self.requires_grad = requires_grad
+
+    def keep(self) -> Callable[[], Any]:
+        """What a rule keeps in place of the array: it gives the array of now. (One that stays packed makes it anew.)"""
+        array = self.array
+        return lambda: array
 
     @property
     def data(self) -> Any:

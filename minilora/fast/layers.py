@@ -16,12 +16,12 @@ from .products import matmul, matmul_over_rows
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     x = as_tensor(x)
     check_linear(x, weight)
-    rows, w, shape = x.array.reshape(-1, x.shape[-1]), weight.array, x.shape  # (..., in) -> (M, in)
-    y = matmul(rows, w.T)  # (M, in) @ (in, out) -> (M, out)
+    rows, w, shape = x.array.reshape(-1, x.shape[-1]), weight.keep(), x.shape  # (..., in) -> (M, in)
+    y = matmul(rows, w().T)  # (M, in) @ (in, out) -> (M, out)
     if bias is not None:
         y += bias.array
     inputs = [
-        (x, lambda g: matmul(_rows(g), w).reshape(shape)),
+        (x, lambda g: matmul(_rows(g), w()).reshape(shape)),
         (weight, lambda g: matmul_over_rows(_rows(g), rows)),  # (out, M) @ (M, in) -> (out, in)
     ]
     if bias is not None:

@@ -17,12 +17,12 @@ def lora_linear(
     a, b = A.array, B.array
     z = matmul(dropped_rows, a.T)  # (M, in) @ (in, r) -> (M, r)
     z *= scaling
-    h = matmul(rows, weight.array.T)  # (M, in) @ (in, out) -> (M, out)
+    w = weight.keep()
+    h = matmul(rows, w().T)  # (M, in) @ (in, out) -> (M, out)
     h += matmul(z, b.T)  # (M, r) @ (r, out) -> (M, out)
     if bias is not None:
         h += bias.array
     shape, same = x.shape, dropped is x
-    w = weight.array
     x_needs, dropped_needs, weight_needs = x.requires_grad, dropped.requires_grad, weight.requires_grad
     saved_rows = rows if weight_needs else None
     bias_needs = bias is not None and bias.requires_grad
@@ -33,7 +33,7 @@ def lora_linear(
         dz = matmul(g, b)  # (M, out) @ (out, r) -> (M, r)
         dz *= scaling
         da = matmul_over_rows(dz, dropped_rows)  # (r, M) @ (M, in) -> (r, in)
-        dx = matmul(g, w) if x_needs else None  # (M, out) @ (out, in) -> (M, in)
+        dx = matmul(g, w()) if x_needs else None  # (M, out) @ (out, in) -> (M, in)
         dropped_dx = matmul(dz, a) if dropped_needs else None  # (M, r) @ (r, in) -> (M, in)
         if same and dx is not None:
             dx += dropped_dx

@@ -17,6 +17,8 @@ from .options import ModelOptions, refuse_given
 
 def model_of(options: ModelOptions) -> tuple[GPT, TextCodec]:
     """The base that --base, --gpt2 or --llm names, and how its text becomes ids."""
+    if options.llm is None:
+        refuse_given(options, ("four_bit",), "is of an --llm: other models have no weights in 4 bits.")
     if options.base is not None:
         return base_of(options.base)
     refuse_given(options, ("replace",), "is of a base of characters: a tokenizer reads every text.")
@@ -29,7 +31,7 @@ def model_of(options: ModelOptions) -> tuple[GPT, TextCodec]:
         assert options.llm is not None  # one of the three is required
         place = llm_place(options.llm)
         tokenizer = tokenizer_of(place)
-        model = load_llama(place)
+        model = load_llama(place, four_bit=options.four_bit)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The tokenizer in {place} has {len(tokenizer)} tokens and the model knows {model.config.vocab_size}: they "

@@ -52,6 +52,7 @@ class ModelOptions(CommonOptions):
     base: str | None
     gpt2: Path | None
     llm: str | None
+    four_bit: bool
     replace: bool
 
 
@@ -97,7 +98,7 @@ def refuse_given(options: CommonOptions, names: Sequence[str], why: str) -> None
     for name in names:
         value = getattr(options, name)
         if value is not None and value is not False and value != []:
-            raise ValueError(f"--{name} {why}")
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def names_of(option: str, given: str) -> tuple[str, ...]:
@@ -123,6 +124,9 @@ def base_option(sub: argparse.ArgumentParser, others: bool = False) -> None:
     group = sub.add_mutually_exclusive_group(required=True)
     group.add_argument("--base", help='"strings" or "text", which come with minilora, or a file of pretrain')
     if others:
+        sub.add_argument(
+            "--four-bit", action="store_true", help="keep an --llm's 4-bit weights as they are in the file"
+        )
         group.add_argument(
             "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
         )

@@ -6,7 +6,8 @@ import pytest
 import minilora as ml
 from minilora import functional as F
 from minilora.backend import asarray, to_numpy
-from minilora.baselines import PromptTuned, bitfit, last_block
+from minilora.baselines import PromptTuned, add_adapters, add_prefix, bitfit, last_block
+from minilora.budget import shape_of
 from minilora.gpt import Cache
 from minilora.llama import repeat_heads, rms_norm, rotary, swiglu
 from minilora.lora import lora_layers
@@ -203,6 +204,18 @@ def test_the_last_block_and_a_prompt_train_on_it(rng):
 def test_bitfit_is_refused_where_there_is_no_bias():
     with pytest.raises(ValueError, match="no bias"):
         bitfit(tiny())
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: add_prefix(m, 2), lambda m: add_adapters(m, 2), shape_of], ids=("prefix", "adapters", "budget")
+)
+def test_what_knows_only_a_gpt_s_blocks_says_so_and_changes_nothing(rng, call):
+    model, ids = tiny(), ids_of(rng, 1, 4)
+    before = model(ids).numpy()
+    with pytest.raises(ValueError, match=r"a (GPT's|Llama)"):
+        call(model)
+    np.testing.assert_array_equal(model(ids).numpy(), before)
+    assert all(p.requires_grad for p in model.parameters()) and model.reads == 16
 
 
 @pytest.mark.parametrize(
