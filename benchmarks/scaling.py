@@ -153,32 +153,50 @@ def table(points: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 
 
 def draw(path: Path, points: dict[str, dict[str, list[dict[str, float]]]]) -> None:
-    from minilora.claims.figures import BLUE, GRAY, save_figure
+    """LoRA's time and memory, each size as a line over how many times its middle it is; all else is in the table."""
+    from minilora.claims.figures import (
+        BLUE,
+        GRAY,
+        GREEN,
+        ORANGE,
+        PURPLE,
+        SKY,
+        finding,
+        label_lines,
+        panels,
+        save_figure,
+    )
 
-    colors = {"full": GRAY, "LoRA": BLUE}
+    colors = dict(zip(RANGES, (BLUE, GREEN, ORANGE, PURPLE, GRAY, SKY), strict=True))
 
     def fill(figure: Any) -> None:
-        axes = figure.subplots(3, len(points), sharex="col", sharey="row")
-        for columns, (name, methods) in zip(axes.T, points.items(), strict=True):
-            for ax, what in zip(columns, ("time", "memory", "activations"), strict=True):
-                for method, of in methods.items():
-                    measured, counted = column(of, what), column(of, f"{what} in theory")
-                    if measured[0] is None:
-                        continue
-                    label = f"{method} {exponent(RANGES[name], measured):.2f}"
-                    ax.plot(RANGES[name], measured, "o-", color=colors[method], label=label)
-                    scale = np.exp(np.mean(np.log(measured) - np.log(counted)))
-                    label = f"theory {exponent(RANGES[name], counted):.2f}"
-                    ax.plot(RANGES[name], np.array(counted) * scale, ":", color=colors[method], label=label)
-                ax.set(xscale="log", yscale="log")
-                ax.set_xticks(RANGES[name], [str(v) for v in RANGES[name]], fontsize=8)
-                ax.minorticks_off()
-                ax.legend(fontsize=7, title="exponent", title_fontsize=7)
-            columns[0].set_title(name)
-        for ax, title in zip(axes[:, 0], ("ms a step", "peak memory (MB)", "saved activations (MB)"), strict=True):
-            ax.set_ylabel(title)
+        growth = {name: exponent(values, column(points[name]["LoRA"], "time")) for name, values in RANGES.items()}
+        finding(
+            figure,
+            f"A LoRA step's time grows as d_model to the {growth['d_model']:.1f}, T to the {growth['T']:.1f}, "
+            f"layers and B to the {growth['layers']:.1f}; hardly with r",
+        )
+        for ax, what, title in zip(
+            panels(figure, 2, 4.0),
+            ("time", "memory"),
+            ("ms a step; dotted: what theory counts", "peak memory (MB)"),
+            strict=True,
+        ):
+            labels = []
+            for name, values in RANGES.items():
+                measured = column(points[name]["LoRA"], what)
+                counted = np.array(column(points[name]["LoRA"], f"{what} in theory"))
+                times = np.array(values) / MIDDLE[name]
+                ax.plot(times, measured, "o-", color=colors[name], markersize=4)
+                ax.plot(times, counted * np.exp(np.mean(np.log(measured) - np.log(counted))), ":", color=colors[name])
+                labels.append((float(times[-1]), measured[-1], name, colors[name]))
+            ax.set(xscale="log", yscale="log", title=title, xlabel="times the middle size")
+            ax.set_xlim(0.2, 60)
+            ax.set_xticks([0.25, 1, 4, 16], ["1/4", "1", "4", "16"])
+            ax.minorticks_off()
+            label_lines(ax, labels)
 
-    save_figure(path, fill, 15, 8)
+    save_figure(path, fill)
 
 
 if __name__ == "__main__":

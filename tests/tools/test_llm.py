@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 from gguf_files import CONFIG, blocks_of, llama_folder, llama_gguf, save_tokenizer
 
 import minilora as ml
+from minilora.interop.llama import tokenizer_of
 from minilora.lora import lora_layers
 from minilora.tools.cli import main
 from minilora.tools.commands import generate
@@ -75,6 +77,24 @@ def test_a_folder_of_transformers(capsys, tmp_path):
     save_tokenizer(tmp_path / "folder")
     assert main(["generate", "--llm", "folder", "--prompt", "hello", "--length", "1"]) == 0
     assert "4 bits" in refused(["generate", "--llm", "folder", "--prompt", "a", "--four-bit"], capsys)
+
+
+def test_a_merged_model_is_a_folder_that_says_what_base_and_adapter_say(capsys):
+    ids = np.arange(8)[None]
+    assert main(["adapt", "--llm", "tiny.gguf", "--out", "adapter", *LEARN]) == 0
+    assert main(["merge", "--llm", "tiny.gguf", "--adapter", "adapter", "--out", "merged"]) == 0
+    assert "ΔW inside" in capsys.readouterr().out
+    model = ml.load_llama("tiny.gguf")
+    base = model(ids).numpy()
+    ml.load_adapter(model, "adapter")
+    merged = ml.load_llama("merged")(ids).numpy()
+    np.testing.assert_allclose(merged, model(ids).numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(merged, base)
+    before, after = tokenizer_of("tiny.gguf"), tokenizer_of("merged")
+    messages, text = [{"role": "user", "content": "hello 12"}], "hello  wörld 123 <|im_end|>\n"
+    assert after.chat(messages) == before.chat(messages) and after.end == before.end
+    assert after.encode(text).tolist() == before.encode(text).tolist()
+    assert after.decode(after.encode(text)) == text
 
 
 @pytest.mark.parametrize(

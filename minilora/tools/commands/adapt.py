@@ -24,6 +24,7 @@ from ..options import (
     TrainingOptions,
     base_option,
     data_options,
+    four_bit_option,
     names_of,
     refuse_given,
     replace_option,
@@ -65,7 +66,8 @@ class Options(TrainingOptions, LoRAOptions, ModelOptions):
 
 
 def options(sub: argparse.ArgumentParser) -> None:
-    base_option(sub, others=True)
+    base_option(sub, gpt2=True, llm=True)
+    four_bit_option(sub)
     data_options(sub, "what to learn")
     sub.add_argument(
         "--adapter", type=Path, help="continue from this adapter's folder, with its r, α, targets and dropout"

@@ -20,7 +20,7 @@ from ...tasks import LETTERS, LONGEST, SHORTEST
 from ...texts import generate_text
 from ..console import check_text, is_conversation, program, say
 from ..models import known, model_of, stop_of
-from ..options import ModelOptions, base_option, replace_option
+from ..options import ModelOptions, base_option, four_bit_option, replace_option
 
 QUESTION = f"[0-9][{LETTERS}]{{{SHORTEST},{LONGEST}}}>"  # as a string task is asked
 
@@ -41,7 +41,8 @@ class Options(ModelOptions):
 
 
 def options(sub: argparse.ArgumentParser) -> None:
-    base_option(sub, others=True)
+    base_option(sub, gpt2=True, llm=True)
+    four_bit_option(sub)
     sub.add_argument("--adapter", type=Path, help="an adapter's folder")
     sub.add_argument(
         "--prompt",
