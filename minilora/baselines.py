@@ -91,7 +91,8 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
     They start as those of random tokens, which the authors found far better than random numbers. A text may then be
     at most `context_length` - P long. Raises `ValueError` for a longer one, a P that leaves none, or a Llama.
     """
-    _check_gpt(model, "A prefix")
+    if not isinstance(model.blocks[0], Block):
+        raise ValueError(f"A prefix needs a GPT's blocks; a {type(model).__name__} has others: use LoRA or a prompt.")
     _check_length(model, length)
     _freeze(model)
     model.reads -= length
@@ -107,11 +108,6 @@ def add_prefix(model: GPT, length: int, seed: int = 0) -> list[Parameter]:
             setattr(block, "attn", prefixed)  # noqa: B010 - a module in place of another kind
             added += [prefixed.prefix_k, prefixed.prefix_v]
     return added
-
-
-def _check_gpt(model: GPT, what: str) -> None:
-    if type(model.blocks[0]) is not Block:
-        raise ValueError(f"{what} needs a GPT's blocks; a {type(model).__name__} has others: use LoRA or a prompt.")
 
 
 def _check_length(model: GPT, length: int) -> None:
@@ -157,9 +153,8 @@ def add_adapters(model: GPT, m: int, style: str = "houlsby", seed: int = 0) -> l
 
     style: "houlsby", after attention and after the MLP, before the residual is added (Houlsby et al. 2019, the
     paper's AdapterH); "lin", after the MLP alone, with a LayerNorm of 2·D more (Lin et al. 2020, AdapterL).
-    Raises `ValueError` for another style, a width below 1, or a Llama.
+    Raises `ValueError` for another style or a width below 1.
     """
-    _check_gpt(model, "An adapter")
     if style not in ("houlsby", "lin"):
         raise ValueError(f'The style of adapters is "houlsby" or "lin", not {style!r}.')
     if m < 1:
@@ -168,7 +163,8 @@ def add_adapters(model: GPT, m: int, style: str = "houlsby", seed: int = 0) -> l
     rng, D, dtype = np.random.default_rng(seed), model.config.d_model, model.lm_head.weight.dtype
     added: list[Parameter] = []
     for block in model.blocks:
-        for name in ("attn", "mlp") if style == "houlsby" else ("mlp",):
+        attention = "attn" if hasattr(block, "attn") else "self_attn"  # of a Llama
+        for name in (attention, "mlp") if style == "houlsby" else ("mlp",):
             adapter = Bottleneck(getattr(block, name), D, m, style == "lin", rng, dtype)
             setattr(block, name, adapter)
             parts = (adapter.norm, adapter.down, adapter.up)

@@ -201,14 +201,25 @@ def test_the_last_block_and_a_prompt_train_on_it(rng):
     assert np.abs(to_numpy(prompted.prompt.grad)).max() > 0
 
 
+@pytest.mark.parametrize("style", ["houlsby", "lin"])
+def test_adapters_go_between_its_layers_and_start_without_effect(rng, style):
+    model, ids = tiny(), ids_of(rng, 2, 6)
+    before = model(ids).numpy()
+    added = add_adapters(model, 3, style)
+    np.testing.assert_array_equal(model(ids).numpy(), before)
+    assert len(added) == {"houlsby": 16, "lin": 12}[style]
+    ml.gradcheck(lambda *_: F.cross_entropy(model(ids[:, :-1]), ids[:, 1:]), *added[-4:])
+    with ml.no_grad():
+        cached = model(ids, Cache(model)).numpy()
+    np.testing.assert_allclose(cached, before, rtol=1e-10, atol=1e-12)
+
+
 def test_bitfit_is_refused_where_there_is_no_bias():
     with pytest.raises(ValueError, match="no bias"):
         bitfit(tiny())
 
 
-@pytest.mark.parametrize(
-    "call", [lambda m: add_prefix(m, 2), lambda m: add_adapters(m, 2), shape_of], ids=("prefix", "adapters", "budget")
-)
+@pytest.mark.parametrize("call", [lambda m: add_prefix(m, 2), shape_of], ids=("prefix", "budget"))
 def test_what_knows_only_a_gpt_s_blocks_says_so_and_changes_nothing(rng, call):
     model, ids = tiny(), ids_of(rng, 1, 4)
     before = model(ids).numpy()
