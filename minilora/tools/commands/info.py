@@ -12,6 +12,7 @@ from ... import __version__
 from ...backend import backend_name
 from ...claims.store import cache_folder
 from ...fast import is_textbook
+from ...interop.llama import INSTALL, find_smollm2
 from ...machine import blas_name, blas_threads
 from ..console import say
 from ..device_report import device_report
@@ -42,6 +43,10 @@ def run(options: Options) -> None:
     counts = " and ".join(
         f"{len(n)} {what}{'s' * (len(n) != 1)}" for n, what in zip(kept, ("base", "result"), strict=True)
     )
+    try:
+        llm = f"smollm2, {find_smollm2().stat().st_size / 1e6:.0f} MB"
+    except ValueError:
+        llm = f"smollm2 is not there ({INSTALL})"
     rows = (
         ("minilora", __version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -51,6 +56,7 @@ def run(options: Options) -> None:
         ("backend", backend_name()),
         ("operations", "textbook (MINILORA_TEXTBOOK)" if is_textbook() else "kernels"),
         ("cache", f"{folder}: {counts}, {size:.1f} MB"),
+        ("--llm", llm),
         ("tuning", "off (MINILORA_TUNE=0)" if os.environ.get("MINILORA_TUNE") == "0" else "on"),
     )
     say("\n".join(f"{name:<10} {value}" for name, value in rows))
