@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def options(sub: argparse.ArgumentParser) -> None:
         "--chat",
         action="store_true",
         help="talk to an --llm that was taught to answer: prompts are messages, one after the other in one "
-        "conversation; with --adapter the base answers too, for comparison",
+        "conversation; with --adapter the base answers too, in a conversation of its own",
     )
     replace_option(sub)
     sub.add_argument("--length", type=int, default=200, help="characters, or tokens of GPT-2 or an LLM, to add (200)")
@@ -72,7 +72,7 @@ def options(sub: argparse.ArgumentParser) -> None:
 def run(options: Options) -> None:
     if options.chat and not options.llm:
         raise ValueError("--chat is for a model that was taught to answer: name one with --llm, such as smollm2.")
-    history: list[dict[str, str]] = []
+    histories: dict[str, list[dict[str, str]]] = {"base": [], "adapter": []} if options.adapter else {"model": []}
     model, vocabulary = model_of(options)
     if options.adapter:
         load_adapter(model, options.adapter)
@@ -85,19 +85,15 @@ def run(options: Options) -> None:
     }
 
     def chat(message: str) -> None:
+        """Each has a conversation of its own: an answer of the adapter's would put words in the base's mouth."""
         assert isinstance(vocabulary, LlamaTokenizer)
-        history.append({"role": "user", "content": message})
-        prompt = vocabulary.chat(history)
-
-        def answer() -> str:
-            return generate_text(model, vocabulary, prompt, options.length, **settings)[len(prompt) :].strip()
-
-        if options.adapter:
-            with lora_disabled(model):
-                say(f"base:    {answer()}")
-        said = answer()
-        say(f"adapter: {said}" if options.adapter else said)
-        history.append({"role": "assistant", "content": said})
+        for speaker, history in histories.items():
+            history.append({"role": "user", "content": message})
+            prompt = vocabulary.chat(history)
+            with lora_disabled(model) if speaker == "base" else nullcontext():
+                answer = generate_text(model, vocabulary, prompt, options.length, **settings)[len(prompt) :].strip()
+            history.append({"role": "assistant", "content": answer})
+            say(f"{speaker + ':':<9}{answer}" if options.adapter else answer)
 
     def go_on(prompt: str) -> None:
         text = known(options, prompt, vocabulary)
