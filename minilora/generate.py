@@ -57,7 +57,7 @@ def continue_rows(
         for _ in range(new_tokens):
             if cache is not None and rows.shape[1] <= model.reads:
                 logits = model(rows[:, cache.length :], cache)  # (B, new, V)
-            else:  # every token has moved to another position, and positions are learned
+            else:  # every token has moved to another position
                 logits = model(rows[:, -model.reads :])
             last = to_numpy(logits.array)[:, -1].astype(np.float64)  # (B, V)
             tokens = rows[:, -1].copy()

@@ -25,8 +25,8 @@ from .nn import Embedding, Linear, Module, Parameter, Rng
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """y = x̂ w with x̂ = x/√(mean(x²) + ε), over the last axis (Zhang & Sennrich 2019, eq. 4); weight (D,).
 
-    dx = (h - x̂ mean(h x̂))/√(mean(x²) + ε) with h = g w: a stretch of x changes no x̂. dw = Σ g x̂ over all rows. Raises
-    `ValueError` where the shapes do not fit.
+    dx = (h - x̂ mean(h x̂))/√(mean(x²) + ε) with h = g w: but for ε, a stretch of x changes no x̂. dw = Σ g x̂ over all
+    rows. Raises `ValueError` where the shapes do not fit.
     """
     x = as_tensor(x)
     checks.check_rms_norm(x, weight)
@@ -124,8 +124,8 @@ class RMSNorm(Module):
 
 
 class Attention(Module):
-    """Causal self-attention with H heads of queries and K of keys and values: H/K queries look at each key (Ainslie et
-    al. 2023). What the cache keeps is K/H as large."""
+    """Causal self-attention with H heads of queries and K of keys and values: H/K heads of queries look at each head of
+    keys (Ainslie et al. 2023). What the cache keeps is K/H as large."""
 
     def __init__(self, config: LlamaConfig, rng: Rng, dtype: Any) -> None:
         D, self.d = config.d_model, config.d_model // config.n_heads
