@@ -62,10 +62,12 @@ show("intrinsic_dimension", "verdict")
 numbers("intrinsic_dimension", "lead of LoRA")
 
 # %% [markdown]
-# At LoRA's own 2,048 numbers the report sets three ways beside each other: random directions, a random *subset* of the weights
-# (the others stay as they are), and LoRA. On strings a few weights are far worse than a few directions: that "only some of the
-# weights are used" is not what a low intrinsic dimension means. On text all three are alike, and all fall short. What LoRA's
-# form buys over random directions is little in quality and much in cost: $P$ has as many rows as the model has weights.
+# The report sets three ways beside each other: random directions, a random *subset* of the weights (the others stay as they
+# are), and LoRA with 2,048 numbers, where the first two, run with 1,024 and 4,096, are read off a straight line between, which
+# makes them look worse than they are. On strings a few weights are far worse than a few directions: that "only some of the
+# weights are used" is not what a low intrinsic dimension means. On text all three are alike, and all fall short. What LoRA
+# on q, v buys over random directions in all weights is little in quality, on text with more numbers less than nothing, and much
+# in cost: $P$ has as many rows as the model has weights.
 #
 # ## The hypothesis: a low intrinsic rank
 #
@@ -103,7 +105,7 @@ show("intrinsic_rank", "key", "verdict")
 # %% [markdown]
 # The spectra have long tails: ΔW is *not* a matrix of low rank, though steeper than a Gaussian matrix, of whose squared norm a
 # third lies in the first 8 values. Most of what it does for a string task is in the first directions, if not quite all of it:
-# rank 8 is within noise of the 0.02 bits that the rule allows. On real text the tail matters.
+# rank 8 loses more than the 0.02 bits that the rule allows, though not so surely that the rule says no. On text the tail matters.
 #
 # ## Do two runs find the same directions?
 #
