@@ -116,27 +116,10 @@ def serve(name: str, folder: str, threads: int) -> None:
 
 def make_folder(folder: Path) -> None:
     """SmolLM2 as transformers saves it, in float32."""
-    from safetensors.numpy import save_file
-
     import minilora as ml
     from minilora.interop.llama import find_smollm2
 
-    model = ml.load_llama(find_smollm2())
-    c = model.config
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    sizes = {
-        "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.context_length,
-        "hidden_size": c.d_model,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "intermediate_size": c.d_ff,
-        "rms_norm_eps": c.eps,
-        "rope_theta": c.rope_base,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_act": "silu", **sizes}))
+    ml.save_llama(folder, ml.load_llama(find_smollm2()))
 
 
 def ids(shape: tuple[int, int]) -> np.ndarray:

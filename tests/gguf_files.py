@@ -4,7 +4,7 @@ import json
 import struct
 
 import numpy as np
-from helpers import save_raw
+from helpers import save_raw, save_shards
 
 from minilora.interop.llama import stored_tensors
 from minilora.llama import LlamaConfig
@@ -94,9 +94,7 @@ def numbers(kind, raw):
             else:
                 (minimum,) = struct.unpack("<e", block[2:4])
                 out += [scale * q + minimum for q in nibbles]
-    return np.array(out, np.float64).astype(
-        np.float32
-    )  # Python's doubles hold each exactly, so that it is rounded once
+    return np.array(out, np.float64).astype(np.float32)  # doubles hold each exactly: it is rounded once
 
 
 # ---- a tiny Llama, both ways -------------------------------------------------------------------------
@@ -190,16 +188,7 @@ def llama_folder(folder, config=CONFIG, tensors=None, dtype="F32", shards=1, set
         halves = {"F16": lambda a: a.astype("<f2"), "BF16": lambda a: (a.view("<u4") >> 16).astype("<u2")}
         entries[name] = (dtype, shape, halves.get(dtype, lambda a: a)(values).tobytes())
     entries = {name: entry for name, entry in {**entries, **(add or {})}.items() if entry is not None}
-    folder.mkdir(parents=True, exist_ok=True)
-    if shards == 1:
-        save_raw(entries, folder / "model.safetensors")
-    else:
-        names, weight_map = sorted(entries), {}
-        for number in range(shards):
-            file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-            save_raw({name: entries[name] for name in names[number::shards]}, folder / file)
-            weight_map.update(dict.fromkeys(names[number::shards], file))
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_shards(folder, entries, shards, save_raw)
     fields = {
         "model_type": "llama",
         "hidden_act": "silu",

@@ -85,6 +85,20 @@ def optimizer_state(optimizer):
     return saved, arrays
 
 
+def save_shards(folder, tensors, shards, save):
+    """`save(tensors, path)` in one file, or in several with an index of which holds what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if shards == 1:
+        save(tensors, folder / "model.safetensors")
+        return
+    names, weight_map = sorted(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        save({name: tensors[name] for name in names[number::shards]}, folder / file)
+        weight_map.update(dict.fromkeys(names[number::shards], file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, **changes):
     """A GPT-2 in Hugging Face's layout with random weights; returns its tensors. `add` changes or adds tensors, None
     removes one; `config` changes config.json, further arguments the sizes."""
@@ -95,16 +109,7 @@ def gpt2_folder(folder, shards=1, prefix="transformer.", config=None, add=None, 
         for name, shape, _ in stored_tensors(sizes)
     }
     tensors = {name: array for name, array in {**tensors, **(add or {})}.items() if array is not None}
-    folder.mkdir(parents=True, exist_ok=True)
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    else:
-        names, weight_map = sorted(tensors), {}
-        for number in range(shards):
-            file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-            save_file({name: tensors[name] for name in names[number::shards]}, folder / file)
-            weight_map.update(dict.fromkeys(names[number::shards], file))
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_shards(folder, tensors, shards, lambda part, path: save_file(part, path, metadata={"format": "pt"}))
     fields = {
         "model_type": "gpt2",
         "vocab_size": sizes.vocab_size,

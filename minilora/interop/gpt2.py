@@ -19,19 +19,18 @@ import numpy as np
 from ..backend import asarray, to_numpy
 from ..gpt import GPT, GPTConfig
 from .checkpoint import CheckpointError
-from .files import all_transposed, cast, check_prefix, read_json
+from .files import all_transposed, read_json
 from .hugging_face import (
     Stored,
-    Tokenizer,
     check_layers,
+    check_named,
     check_names_fit,
     check_same_head,
     check_settings,
     check_shapes,
     find_tensors,
+    read_tensor,
 )
-
-__all__ = ["GPT2", "Tokenizer", "load_gpt2", "stored_tensors"]  # its tokenizer is as every folder's
 
 # GPT-2's modules within a block, and minilora's that they hold, one below the other.
 FUSED = {
@@ -70,12 +69,7 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
     model = GPT2(config, seed=None, dtype=dtype)
     parameters = dict(model.named_parameters())
     for name, _, own in stored_tensors(config):
-        file, stored = files[name]
-        (array,) = file.read(stored)
-        try:
-            array = cast(stored, array, dtype)
-        except ValueError as error:
-            raise CheckpointError(f"{file.path} cannot be read: {error}") from error
+        array = read_tensor(files[name], dtype)
         if _is_matrix(name):
             array = array.T  # (in, out) -> (out, in)
         for parameter_name, rows in zip(own, np.split(array, len(own)), strict=True):
@@ -88,10 +82,7 @@ def load_gpt2(folder: str | Path, dtype: str = "float32") -> GPT2:
 def _check_fit(config: GPTConfig, files: dict[str, Stored], folder: Path) -> None:
     """Raise `CheckpointError` where names or shapes of the tensors are not those that `config.json` asks for."""
     few = {name for name, *_ in stored_tensors(replace(config, n_layers=1))}  # config.json may claim any number
-    try:
-        check_prefix(few | {f"transformer.{name}" for name in few}, files)
-    except ValueError as error:
-        raise CheckpointError(f"The weights in {folder} are not named as GPT-2's: {error}") from error
+    check_named(files, few | {f"transformer.{name}" for name in few}, folder, "GPT-2's")
     check_layers(files, r"h\.\d+\.", config.n_layers, folder, "its config.json")
     wanted = {name: shape for name, shape, _ in stored_tensors(config)}
     if "lm_head.weight" in files:

@@ -4,14 +4,14 @@ an index) and `tokenizer.json`. What all models have alike; `gpt2.py` and `llama
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .checkpoint import CheckpointError
-from .files import SafetensorsFile, check_names, read_bytes, read_json
+from .files import SafetensorsFile, cast, check_names, check_prefix, read_bytes, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -58,6 +58,16 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
+def read_tensor(place: Stored, dtype: str) -> np.ndarray:
+    """A tensor as finite floats of that dtype. Raises `CheckpointError` where it holds anything else."""
+    file, stored = place
+    (array,) = file.read(stored)
+    try:
+        return cast(stored, array, dtype)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path} cannot be read: {error}") from error
+
+
 def check_settings(path: Path, fields: Mapping[str, Any], computed: Mapping[str, tuple[Any, ...]]) -> None:
     """Raise `CheckpointError` where a setting is none of the values that minilora computes; where absent, the first."""
     for name, values in computed.items():
@@ -66,6 +76,14 @@ def check_settings(path: Path, fields: Mapping[str, Any], computed: Mapping[str,
 
 
 # These come before a model is made, whose sizes the settings say: sizes that lie would ask for any amount of memory.
+
+
+def check_named(found: Collection[str], known: Collection[str], folder: Path, whose: str) -> None:
+    """Raise `CheckpointError` where every name is one of the `known` behind a prefix that is not theirs."""
+    try:
+        check_prefix(known, found)
+    except ValueError as error:
+        raise CheckpointError(f"The weights in {folder} are not named as {whose}: {error}") from error
 
 
 def check_layers(found: Iterable[str], layer: str, n_layers: int, place: Path, says: str) -> None:

@@ -26,18 +26,20 @@ from ..lora import lora_layers
 from ..packed import Packed
 from .chat import render_chat
 from .checkpoint import CheckpointError
-from .files import cast, check_prefix, read_bytes, read_json, write_atomically, write_text
+from .files import read_bytes, read_json, write_atomically, write_text
 from .gguf import GGUFFile, dequantize
 from .hugging_face import (
     INDEX,
     WEIGHTS,
     Tokenizer,
     check_layers,
+    check_named,
     check_names_fit,
     check_same_head,
     check_settings,
     check_shapes,
     find_tensors,
+    read_tensor,
     read_tokenizer,
     tokenizers_library,
 )
@@ -145,10 +147,7 @@ def _from_folder(folder: Path, dtype: str) -> Llama:
     config = _folder_config(folder)
     files = find_tensors(folder, _BUFFER)
     few = {name for name, *_ in stored_tensors(replace(config, n_layers=1))}  # config.json may claim any number
-    try:
-        check_prefix(few, files)
-    except ValueError as error:
-        raise CheckpointError(f"The weights in {folder} are not named as Llama's: {error}") from error
+    check_named(files, few, folder, "Llama's")
     check_layers(files, r"model\.layers\.\d+\.", config.n_layers, folder, "its config.json")
     wanted = {name: shape for name, _, shape in stored_tensors(config)}
     if "lm_head.weight" in files:  # some save a tied one a second time
@@ -159,12 +158,7 @@ def _from_folder(folder: Path, dtype: str) -> Llama:
 
     model = Llama(config, seed=None, dtype=dtype)
     for name, parameter in model.named_parameters():
-        file, stored = files[name]
-        (array,) = file.read(stored)
-        try:
-            parameter.data = asarray(cast(stored, array, dtype))
-        except ValueError as error:
-            raise CheckpointError(f"{file.path} cannot be read: {error}") from error
+        parameter.data = asarray(read_tensor(files[name], dtype))
     if config.tied_head:
         check_same_head(files, to_numpy(model.model.embed_tokens.weight.data))
     return model
@@ -257,31 +251,30 @@ def _from_gguf(file: GGUFFile, dtype: str, four_bit: bool) -> Llama:
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     check_shapes(shapes, wanted, {name: f"{name} in {file.path}" for name in shapes}, says)
 
-    packs = [name for name in wanted if four_bit and file.tensors[name].kind in FOUR_BITS and name in _matrices(config)]
+    # The matrices of layers alone: of the embedding rows are looked up.
+    packs = {
+        name
+        for name, shape in wanted.items()
+        if four_bit and name.startswith("blk.") and len(shape) == 2 and file.tensors[name].kind in FOUR_BITS
+    }
     if four_bit and not packs:
         raise CheckpointError(f"{file.path} holds no matrix in {' or '.join(FOUR_BITS)}: load it without four_bit.")
     model = Llama(config, seed=None, dtype=dtype)
     parameters = dict(model.named_parameters())
     modules: dict[str, Any] = dict(model.named_modules())
     for own, theirs, _ in stored_tensors(config):
-        if theirs in packs:
-            modules[own.removesuffix(".weight")].weight = _packed(file, theirs, heads_in_pairs(own, config), dtype)
-            continue
-        array = file.array(theirs, dtype)
         heads = heads_in_pairs(own, config)
-        parameters[own].data = asarray(unpermuted(array, heads) if heads else array)
+        if theirs in packs:
+            modules[own.removesuffix(".weight")].weight = _packed(file, theirs, heads, dtype)
+        else:
+            array = file.array(theirs, dtype)
+            parameters[own].data = asarray(unpermuted(array, heads) if heads else array)
     return model
-
-
-def _matrices(config: LlamaConfig) -> set[str]:
-    """GGUF's names of the matrices within layers: not the embedding, whose rows are looked up."""
-    return {theirs for _, theirs, shape in stored_tensors(config) if theirs.startswith("blk.") and len(shape) == 2}
 
 
 def _packed(file: GGUFFile, name: str, heads: int, dtype: str) -> Packed:
     """A matrix as it is in the file, its rows in minilora's order."""
     tensor = file.tensors[name]
-    file.array(name, dtype)  # refuses numbers that are not finite
     blocks = np.array(file.blocks(name))  # a copy, so that the file may go; (blocks, bytes)
     if heads:
         blocks = unpermuted(blocks.reshape(tensor.shape[0], -1), heads).reshape(blocks.shape)

@@ -9,7 +9,8 @@ from ..bases import load_base
 from ..data import PRINTABLE, Vocabulary
 from ..gpt import GPT
 from ..interop.checkpoint import load_model, read_notes
-from ..interop.gpt2 import Tokenizer, load_gpt2
+from ..interop.gpt2 import load_gpt2
+from ..interop.hugging_face import Tokenizer
 from ..interop.llama import find_smollm2, load_llama, tokenizer_of
 from ..texts import TextCodec, replace_unknown
 from .options import ModelOptions, refuse_given

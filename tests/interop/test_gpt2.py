@@ -13,7 +13,8 @@ import minilora as ml
 from minilora.backend import to_numpy
 from minilora.interop.checkpoint import CheckpointError
 from minilora.interop.fused import shortest_targets
-from minilora.interop.gpt2 import GPT2, Tokenizer
+from minilora.interop.gpt2 import GPT2
+from minilora.interop.hugging_face import Tokenizer
 from minilora.interop.peft import CONFIG, WEIGHTS, AdapterError
 from minilora.lora import lora_layers
 from minilora.tools.cli import main

@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 from documents import blocks, run_as_pasted
 from helpers import ALL_TARGETS, randomize
+from hugging_face_libraries import peft, torch, transformers
+from safetensors.torch import save_file
 
 import minilora as ml
 from minilora.lora import lora_layers
-
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what other libraries warn about while they are imported
-    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install -e '.[parity]'")
-    transformers = pytest.importorskip("transformers", reason="transformers is missing: pip install -e '.[parity]'")
-from safetensors.torch import save_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -4,22 +4,15 @@ transformers computes norms and angles in float32 whatever the model's dtype; fo
 their papers have them.
 """
 
-import warnings
-
 import numpy as np
 import pytest
 from gguf_files import llama_gguf
+from hugging_face_libraries import peft, torch, transformers
 
 import minilora as ml
 from minilora import functional as F
 from minilora.interop.llama import find_smollm2, tokenizer_of
 from minilora.lora import lora_layers
-
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what other libraries warn about while they are imported
-    peft = pytest.importorskip("peft", reason="PEFT is not installed: pip install -e '.[parity]'")
-    transformers = pytest.importorskip("transformers", reason="transformers is missing: pip install -e '.[parity]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
